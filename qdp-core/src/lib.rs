@@ -1,0 +1,2 @@
+//! QDP core.
+pub mod error;

@@ -1,0 +1,52 @@
+"""QDP: classical data to quantum state vectors, at the speed of the memory system.
+
+>>> import qdp
+>>> engine = qdp.Engine("cpu")
+>>> state = engine.encode([3.0, 4.0], 1, "amplitude")
+>>> state.numpy()
+array([[0.6+0.j, 0.8+0.j]])
+"""
+
+from __future__ import annotations
+
+from qdp._qdp import Engine, Plan, StateBatch, __version__, device_info
+from qdp.exceptions import (
+    BasisValueError,
+    CaptureError,
+    DeviceMismatchError,
+    DeviceUnavailableError,
+    DriverError,
+    DTypeError,
+    FeatureCountError,
+    InvalidArgumentError,
+    InvalidDataError,
+    NonFiniteError,
+    NormOverflowError,
+    OutOfMemoryError,
+    QdpError,
+    ShapeError,
+    ZeroNormError,
+)
+
+__all__ = [
+    "BasisValueError",
+    "CaptureError",
+    "DTypeError",
+    "DeviceMismatchError",
+    "DeviceUnavailableError",
+    "DriverError",
+    "Engine",
+    "FeatureCountError",
+    "InvalidArgumentError",
+    "InvalidDataError",
+    "NonFiniteError",
+    "NormOverflowError",
+    "OutOfMemoryError",
+    "Plan",
+    "QdpError",
+    "ShapeError",
+    "StateBatch",
+    "ZeroNormError",
+    "__version__",
+    "device_info",
+]

@@ -1,0 +1,131 @@
+"""Types of the native module."""
+
+from collections.abc import Sequence
+from typing import Any, Literal, TypeAlias, final
+
+import numpy as np
+import numpy.typing as npt
+
+__version__: str
+
+Precision: TypeAlias = Literal["complex64", "complex128"]
+Convention: TypeAlias = Literal["qdp", "qiskit", "pennylane"]
+Entanglement: TypeAlias = (
+    Literal["full", "linear", "reverse_linear", "circular", "pairwise", "sca", "none"]
+    | Sequence[Sequence[int]]
+)
+
+@final
+class Engine:
+    """Encodes classical data into batches of quantum states on one device.
+
+    ``device`` is ``"cpu"``, ``"cuda"`` (the first GPU), ``"cuda:N"`` or ``None`` (``"cuda:0"``
+    where it is usable, else ``"cpu"``). ``precision`` is ``"complex64"``, ``"complex128"`` or
+    ``None``, which follows each input: float64, complex128 and 64-bit integers give complex128,
+    everything else complex64. An engine may be shared by threads.
+
+    Raises :class:`qdp.DeviceUnavailableError` when a device is named and cannot be opened.
+    """
+
+    def __new__(cls, device: str | None = None, *, precision: Precision | None = None) -> Engine: ...
+    @property
+    def device(self) -> str: ...
+    @property
+    def precision(self) -> Precision | None: ...
+    def encode(
+        self,
+        data: Any,
+        num_qubits: int,
+        encoding: str = "amplitude",
+        *,
+        rotation: Literal["x", "y", "z"] | None = None,
+        reps: int | None = None,
+        entanglement: Entanglement | None = None,
+        convention: Convention = "qdp",
+        validate: Literal["deferred", "now"] = "deferred",
+        stream: Any = None,
+        out: Any = None,
+    ) -> StateBatch: ...
+    def plan(
+        self,
+        num_qubits: int,
+        encoding: str = "amplitude",
+        *,
+        rotation: Literal["x", "y", "z"] | None = None,
+        reps: int | None = None,
+        entanglement: Entanglement | None = None,
+        convention: Convention = "qdp",
+    ) -> Plan: ...
+    def check(self) -> None: ...
+    def synchronize(self) -> None: ...
+    def memory_info(self) -> dict[str, int]: ...
+    def num_features(self, num_qubits: int, encoding: str) -> int: ...
+
+@final
+class Plan:
+    """An encoding resolved once: call it on one batch after another."""
+
+    @property
+    def num_qubits(self) -> int: ...
+    @property
+    def encoding(self) -> str: ...
+    @property
+    def convention(self) -> Convention: ...
+    def encode(
+        self,
+        data: Any,
+        *,
+        validate: Literal["deferred", "now"] = "deferred",
+        stream: Any = None,
+        out: Any = None,
+    ) -> StateBatch: ...
+
+@final
+class StateBatch:
+    """A batch of state vectors, shape ``(batch, 2**num_qubits)``, complex64 or complex128."""
+
+    @property
+    def shape(self) -> tuple[int, ...]: ...
+    @property
+    def ndim(self) -> int: ...
+    @property
+    def dtype(self) -> np.dtype[Any]: ...
+    @property
+    def device(self) -> str: ...
+    @property
+    def num_qubits(self) -> int: ...
+    @property
+    def nbytes(self) -> int: ...
+    def __len__(self) -> int: ...
+    def __getitem__(self, index: int | slice) -> StateBatch: ...
+    def check(self) -> None: ...
+    def synchronize(self) -> None: ...
+    def numpy(self) -> npt.NDArray[Any]: ...
+    def torch(self) -> Any: ...
+    def __array__(self, dtype: Any = None, copy: bool | None = None) -> npt.NDArray[Any]: ...
+    def __dlpack__(
+        self,
+        *,
+        stream: Any = None,
+        max_version: tuple[int, int] | None = None,
+        dl_device: tuple[int, int] | None = None,
+        copy: bool | None = None,
+    ) -> Any: ...
+    def __dlpack_device__(self) -> tuple[int, int]: ...
+
+def encode_tensor(
+    data: Any,
+    num_qubits: int,
+    encoding: str = "amplitude",
+    *,
+    rotation: Literal["x", "y", "z"] | None = None,
+    reps: int | None = None,
+    entanglement: Entanglement | None = None,
+    convention: Convention = "qdp",
+    precision: Precision | None = None,
+    validate: Literal["deferred", "now"] = "deferred",
+    out: Any = None,
+) -> Any:
+    """Tensor in, tensor out: see :func:`qdp.torch.encode`."""
+
+def device_info() -> dict[str, Any]: ...

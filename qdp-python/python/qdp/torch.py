@@ -1,0 +1,52 @@
+"""PyTorch in, PyTorch out."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from qdp._qdp import encode_tensor
+
+if TYPE_CHECKING:
+    from typing import Any, Literal
+
+    import torch
+
+    from qdp._qdp import Convention, Entanglement, Precision
+
+__all__ = ["encode"]
+
+
+def encode(
+    x: torch.Tensor,
+    num_qubits: int,
+    encoding: str = "amplitude",
+    *,
+    rotation: Literal["x", "y", "z"] | None = None,
+    reps: int | None = None,
+    entanglement: Entanglement | None = None,
+    convention: Convention = "qdp",
+    precision: Precision | None = None,
+    validate: Literal["deferred", "now"] = "deferred",
+    out: torch.Tensor | None = None,
+) -> Any:
+    """Encode a tensor and return a tensor on the same device.
+
+    ``x`` has shape ``(features,)`` or ``(batch, features)``; the result has shape
+    ``(batch, 2**num_qubits)`` and dtype complex64 or complex128. A CUDA tensor is encoded on
+    torch's current stream as one more kernel: nothing waits, and the call is legal inside
+    ``torch.cuda.graph`` capture. The result is allocated by torch's own allocator, or is ``out``.
+
+    See :meth:`qdp.Engine.encode` for the other arguments.
+    """
+    return encode_tensor(
+        x,
+        num_qubits,
+        encoding,
+        rotation=rotation,
+        reps=reps,
+        entanglement=entanglement,
+        convention=convention,
+        precision=precision,
+        validate=validate,
+        out=out,
+    )
