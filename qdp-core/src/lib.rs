@@ -1,2 +1,36 @@
-//! QDP core.
+//! QDP's core: classical data in, batches of quantum state vectors out.
+//!
+//! An [`Engine`] opens one device. It resolves an [`EncodeSpec`] and a shape to an [`EncodePlan`]
+//! once, keeps it, and runs it on [`Input`]s; the result is a [`StateBatch`]. The mathematics is
+//! in [`encoding`], the CPU backend in `cpu`, and everything that touches the CUDA driver in
+//! [`cuda`].
+//!
+//! ```
+//! use qdp_core::{Device, EncodeSpec, Encoding, Engine, Input, Precision};
+//!
+//! let engine = Engine::open(Device::Cpu)?;
+//! let spec = EncodeSpec::new(Encoding::Amplitude, 1)?;
+//! let state = engine.encode(&Input::sample(&[3.0, 4.0]), &spec, Some(Precision::Complex128))?;
+//! let amplitudes: Vec<f64> = state.to_host()?.as_slice::<f64>()?.iter().map(|c| c.re).collect();
+//! assert_eq!(amplitudes, [0.6, 0.8]);
+//! # Ok::<(), qdp_core::Error>(())
+//! ```
+
+pub mod config;
+mod cpu;
+pub mod cuda;
+pub mod element;
+pub mod encoding;
+mod engine;
 pub mod error;
+mod input;
+mod plan;
+mod state;
+
+pub use element::{DType, Precision};
+pub use encoding::{Convention, EncodeSpec, Encoding, Entanglement, Rotation};
+pub use engine::{Device, EncodeOptions, Engine, MemoryInfo};
+pub use error::{Error, Result, Unavailable};
+pub use input::{Input, Output};
+pub use plan::EncodePlan;
+pub use state::StateBatch;

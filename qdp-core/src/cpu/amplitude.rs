@@ -1,0 +1,85 @@
+//! Amplitude encoding: one pass for the norm, one to scale and pad.
+
+use super::{CHUNK, Within, for_chunks};
+use crate::element::{Element, Real};
+use crate::encoding::amplitude::{inverse_norm, non_finite};
+use crate::error::{Error, Result};
+use crate::input::Row;
+use num_complex::Complex;
+use rayon::prelude::*;
+
+pub(super) fn encode<T: Element, R: Real>(
+    sample: usize,
+    row: Row<'_, T>,
+    state: &mut [Complex<R>],
+    within: Within,
+) -> Result<()> {
+    let sum = sum_of_squares(row, within);
+    if !sum.is_finite() {
+        return Err(not_finite(sample, row));
+    }
+    let scale = inverse_norm(sample, sum)?;
+    for_chunks(state, CHUNK, within, |first, chunk| {
+        let (values, padding) = chunk.split_at_mut(row.len().saturating_sub(first).min(chunk.len()));
+        let part = row.range(first.min(row.len())..(first + values.len()).min(row.len()));
+        let scaled = |x: T| {
+            if T::DTYPE.is_complex() {
+                let z = x.to_complex();
+                Complex::new(R::from_f64(z.re * scale), R::from_f64(z.im * scale))
+            } else {
+                Complex::new(R::from_f64(x.to_f64() * scale), R::zero())
+            }
+        };
+        if let Some(slice) = part.as_slice() {
+            values.iter_mut().zip(slice).for_each(|(value, &x)| *value = scaled(x));
+        } else {
+            values.iter_mut().enumerate().for_each(|(i, value)| *value = scaled(part.get(i)));
+        }
+        padding.fill(Complex::new(R::zero(), R::zero()));
+    });
+    Ok(())
+}
+
+/// What made the sum of squares of a row infinite or NaN.
+pub(crate) fn not_finite<T: Element>(sample: usize, row: Row<'_, T>) -> Error {
+    let bad = (0..row.len()).find_map(|position| {
+        let z = row.get(position).to_complex();
+        let value = if z.re.is_finite() { z.im } else { z.re };
+        (!value.is_finite()).then(|| non_finite(sample, position, value))
+    });
+    bad.unwrap_or(Error::NormOverflow { sample })
+}
+
+fn sum_of_squares<T: Element>(row: Row<'_, T>, within: Within) -> f64 {
+    if within == Within::OneThread || row.len() <= CHUNK {
+        return (0..row.len())
+            .step_by(CHUNK)
+            .map(|start| partial_sum(row.range(start..(start + CHUNK).min(row.len()))))
+            .sum();
+    }
+    let parts: Vec<f64> = (0..row.len().div_ceil(CHUNK))
+        .into_par_iter()
+        .map(|c| partial_sum(row.range(c * CHUNK..((c + 1) * CHUNK).min(row.len()))))
+        .collect();
+    parts.iter().sum()
+}
+
+/// Sum of squares of a piece of a row, in double.
+pub(crate) fn partial_sum<T: Element>(row: Row<'_, T>) -> f64 {
+    // Independent lanes, so that the additions need not wait for each other.
+    const LANES: usize = 16;
+    let square = |x: T| {
+        if T::DTYPE.is_complex() { x.to_complex().norm_sqr() } else { x.to_f64() * x.to_f64() }
+    };
+    let Some(slice) = row.as_slice() else {
+        return (0..row.len()).map(|i| square(row.get(i))).sum();
+    };
+    let mut lanes = [0.0; LANES];
+    let (blocks, rest) = slice.as_chunks::<LANES>();
+    for block in blocks {
+        for (lane, &x) in lanes.iter_mut().zip(block) {
+            *lane += square(x);
+        }
+    }
+    lanes.iter().sum::<f64>() + rest.iter().map(|&x| square(x)).sum::<f64>()
+}

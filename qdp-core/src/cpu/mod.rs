@@ -1,0 +1,154 @@
+//! The CPU backend: the same states, with as many threads as the configuration names.
+//!
+//! A state that fits a core's cache is one task, and tasks run in parallel over the batch; the
+//! chunks of a larger state run in parallel one state after another. Small calls run on the
+//! caller's thread. Results do not depend on the number of threads.
+
+mod amplitude;
+mod diagonal;
+pub(crate) mod memory;
+mod product;
+mod walsh_hadamard;
+
+use crate::config::Config;
+use crate::element::{Element, Precision, Real, with_element};
+use crate::encoding::{EncodeSpec, Form, basis};
+use crate::error::Result;
+use crate::input::{Input, Output, Row};
+use num_complex::Complex;
+use rayon::prelude::*;
+use std::sync::OnceLock;
+
+/// States up to this many amplitudes are one task each.
+const TASK_DIM: usize = 1 << 15;
+/// Calls that write fewer amplitudes run on the caller's thread: waking the pool costs more.
+const PARALLEL_AMPLITUDES: usize = 1 << 14;
+/// Amplitudes per chunk of a larger state.
+const CHUNK: usize = 1 << 12;
+
+/// The pool that the CPU backend and host staging share.
+pub(crate) fn pool() -> Option<&'static rayon::ThreadPool> {
+    static POOL: OnceLock<Option<rayon::ThreadPool>> = OnceLock::new();
+    POOL.get_or_init(|| {
+        rayon::ThreadPoolBuilder::new()
+            .num_threads(Config::get().num_threads)
+            .thread_name(|index| format!("qdp-{index}"))
+            .build()
+            .map_err(|error| tracing::warn!("no thread pool, running on one thread: {error}"))
+            .ok()
+    })
+    .as_ref()
+}
+
+/// Runs `task` inside the pool, where there is one and it is worth it.
+pub(crate) fn run<T: Send>(parallel: bool, task: impl FnOnce(bool) -> T + Send) -> T {
+    match pool().filter(|pool| parallel && pool.current_num_threads() > 1) {
+        Some(pool) => pool.install(|| task(true)),
+        None => task(false),
+    }
+}
+
+/// How the work of one state is run.
+#[derive(Clone, Copy, PartialEq)]
+enum Within {
+    OneThread,
+    Pool,
+}
+
+/// Encodes a host input into a host output.
+pub(crate) fn encode(
+    spec: &EncodeSpec,
+    form: &Form,
+    input: &Input<'_>,
+    output: &mut Output<'_>,
+) -> Result<()> {
+    with_element!(input.dtype(), T => match output.precision() {
+        Precision::Complex64 => encode_as::<T, f32>(spec, form, input, output),
+        Precision::Complex128 => encode_as::<T, f64>(spec, form, input, output),
+    })
+}
+
+fn encode_as<T: Element, R: Real>(
+    spec: &EncodeSpec,
+    form: &Form,
+    input: &Input<'_>,
+    output: &mut Output<'_>,
+) -> Result<()> {
+    let encode_row = |sample: usize, state: &mut [Complex<R>], within: Within| -> Result<()> {
+        let row = input.row::<T>(sample);
+        match form {
+            Form::Amplitude => amplitude::encode(sample, row, state, within),
+            Form::Basis => {
+                let index = basis::index(sample, row.get(0).to_f64(), spec.num_qubits())?;
+                state.fill(Complex::new(R::zero(), R::zero()));
+                state[index] = Complex::new(R::one(), R::zero());
+                Ok(())
+            }
+            Form::Product(product) => {
+                let x = features(spec, form, sample, row)?;
+                product::encode(product, &x, state, within);
+                Ok(())
+            }
+            Form::Diagonal(diagonal) => {
+                let x = features(spec, form, sample, row)?;
+                diagonal::encode(diagonal, &x, state, within);
+                Ok(())
+            }
+        }
+    };
+    let amplitudes = input.batch() * spec.dim();
+    let mut rows = output.rows_mut::<R>();
+    run(amplitudes >= PARALLEL_AMPLITUDES, |parallel| {
+        let within = if parallel { Within::Pool } else { Within::OneThread };
+        if parallel && spec.dim() <= TASK_DIM {
+            let group = (PARALLEL_AMPLITUDES / 4 / spec.dim()).max(1);
+            // The error of the first bad sample, whichever thread meets one first.
+            rows.par_iter_mut()
+                .enumerate()
+                .with_min_len(group)
+                .filter_map(|(sample, state)| encode_row(sample, state, Within::OneThread).err().map(|error| (sample, error)))
+                .min_by_key(|&(sample, _)| sample)
+                .map_or(Ok(()), |(_, error)| Err(error))
+        } else {
+            rows.iter_mut()
+                .enumerate()
+                .try_for_each(|(sample, state)| encode_row(sample, state, within))
+        }
+    })
+}
+
+/// The features of one sample as doubles, every one checked.
+pub(crate) fn features<T: Element>(
+    spec: &EncodeSpec,
+    form: &Form,
+    sample: usize,
+    row: Row<'_, T>,
+) -> Result<Vec<f64>> {
+    use crate::encoding::product::{Factor, Product};
+    let bits = matches!(form, Form::Product(Product { factor: Factor::Bit, .. }));
+    (0..row.len())
+        .map(|position| {
+            let value = row.get(position).to_f64();
+            if bits {
+                basis::check_bit(sample, position, value, spec.num_qubits())?;
+            } else if !value.is_finite() {
+                return Err(crate::encoding::amplitude::non_finite(sample, position, value));
+            }
+            Ok(value)
+        })
+        .collect()
+}
+
+/// Runs `fill(first index, chunk)` over the chunks of one state.
+fn for_chunks<R: Real>(
+    state: &mut [Complex<R>],
+    chunk: usize,
+    within: Within,
+    fill: impl Fn(usize, &mut [Complex<R>]) + Sync,
+) {
+    if within == Within::Pool && state.len() > chunk {
+        state.par_chunks_mut(chunk).enumerate().for_each(|(c, part)| fill(c * chunk, part));
+    } else {
+        state.chunks_mut(chunk).enumerate().for_each(|(c, part)| fill(c * chunk, part));
+    }
+}

@@ -1,0 +1,231 @@
+//! Encodings that entangle: layers of a Walsh-Hadamard transform and a diagonal of phases.
+//!
+//! Every such diagonal has a phase that is quadratic in the bits of the index,
+//! `c + sum_k s_k b_k + sum_{j<k} w_jk b_j b_k`. The three encodings differ only in how features
+//! give the coefficients:
+//!
+//! - iqp: `s_k` and `w_jk` are the features themselves.
+//! - zz: a pair adds `u (b_j xor b_k)`, `u = 2 (pi - x_j)(pi - x_k)`, and
+//!   `b_j xor b_k = b_j + b_k - 2 b_j b_k`; single phases are `2 x_k` (Qiskit, `zz_feature_map`).
+//! - iqp-embedding: RZ(x) is the phase `-x/2 + x b`, and MultiRZ(u) on two qubits, with
+//!   `u = x_j x_k`, is `-u/2 + u b_j + u b_k - 2 u b_j b_k` (PennyLane, `IQPEmbedding`).
+//!
+//! Coefficients are kept in turns as 64-bit fixed point: adding them wraps modulo one turn and
+//! loses nothing, however many terms there are and however large they are.
+
+use std::f64::consts::PI;
+
+/// How features become pair coefficients.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[repr(u32)]
+pub enum PairTerms {
+    /// One feature per pair, after the singles: pairs (0,1), (0,2), ..., (n-2,n-1).
+    Explicit = 0,
+    /// `2 (pi - x_j)(pi - x_k)` on `b_j xor b_k`.
+    Zz = 1,
+    /// MultiRZ of `x_j x_k`.
+    Multi = 2,
+}
+
+/// A layered diagonal encoding.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Diagonal {
+    /// Number of qubits.
+    pub num_qubits: u32,
+    /// How features become coefficients.
+    pub terms: PairTerms,
+    /// How often each pair of features is coupled: entry `pair_index(n, j, k)`.
+    pub multiplicity: Vec<u32>,
+    /// How often H and the diagonal are repeated.
+    pub reps: u32,
+    /// Whether a last H follows.
+    pub final_hadamard: bool,
+    /// Whether feature 0 belongs to the most significant bit.
+    pub big_endian: bool,
+}
+
+/// Position of pair `(j, k)`, `j < k`, in the order (0,1), (0,2), ..., (n-2,n-1).
+pub const fn pair_index(n: usize, j: usize, k: usize) -> usize {
+    j * (2 * n - j - 1) / 2 + k - j - 1
+}
+
+/// A phase in turns, as 64-bit fixed point modulo one turn.
+pub type Turns = u64;
+
+/// `phase` radians in turns, to the last bit of the fixed point for phases of ordinary size.
+pub fn turns(phase: f64) -> Turns {
+    // 1/(2 pi) in two doubles, so that the product keeps the bits below the first one's rounding.
+    const HIGH: f64 = 0.159_154_943_091_895_35;
+    const LOW: f64 = -9.839_338_337_591_243e-18;
+    let high = phase * HIGH;
+    let low = phase.mul_add(HIGH, -high) + phase * LOW;
+    let fraction = (high - high.round()) + low;
+    // In [-1/2, 1/2] up to rounding; the cast saturates at exactly half a turn.
+    (fraction * 2f64.powi(64)) as i64 as Turns
+}
+
+/// A phase in turns as radians in (-pi, pi].
+pub fn radians(turns: Turns) -> f64 {
+    (turns as i64) as f64 * (PI * 2f64.powi(-63))
+}
+
+/// The quadratic phase of one sample.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct QuadraticPhase {
+    /// `c`.
+    pub constant: Turns,
+    /// `s_k`, by bit.
+    pub singles: Vec<Turns>,
+    /// `w_jk`, by pair of bits, `pair_index` order.
+    pub pairs: Vec<Turns>,
+}
+
+impl Diagonal {
+    pub(super) fn new(
+        num_qubits: u32,
+        terms: PairTerms,
+        pairs: &[(u32, u32)],
+        reps: u32,
+        final_hadamard: bool,
+        big_endian: bool,
+    ) -> Self {
+        let n = num_qubits as usize;
+        let mut multiplicity = vec![0; n * (n - 1) / 2];
+        for &(j, k) in pairs {
+            multiplicity[pair_index(n, j as usize, k as usize)] += 1;
+        }
+        Self { num_qubits, terms, multiplicity, reps, final_hadamard, big_endian }
+    }
+
+    /// The coefficients for the features `x` of one sample, by bit of the index.
+    pub fn quadratic_phase(&self, x: &[f64]) -> QuadraticPhase {
+        let n = self.num_qubits as usize;
+        let bit = |feature: usize| if self.big_endian { n - 1 - feature } else { feature };
+        let mut phase = QuadraticPhase {
+            constant: 0,
+            singles: vec![0; n],
+            pairs: vec![0; n * (n - 1) / 2],
+        };
+        for k in 0..n {
+            phase.singles[bit(k)] = match self.terms {
+                PairTerms::Zz => turns(2.0 * x[k]),
+                PairTerms::Explicit | PairTerms::Multi => turns(x[k]),
+            };
+            if self.terms == PairTerms::Multi {
+                phase.constant = phase.constant.wrapping_sub(turns(x[k] / 2.0));
+            }
+        }
+        for j in 0..n {
+            for k in j + 1..n {
+                let pair = pair_index(n, j, k);
+                let times = u64::from(self.multiplicity[pair]);
+                if times == 0 {
+                    continue;
+                }
+                let (low, high) = (bit(j).min(bit(k)), bit(j).max(bit(k)));
+                let target = pair_index(n, low, high);
+                // What the pair adds to each single and takes twice from the pair term.
+                let shared = match self.terms {
+                    PairTerms::Explicit => {
+                        phase.pairs[target] = turns(x[n + pair]);
+                        continue;
+                    }
+                    PairTerms::Zz => turns(2.0 * (PI - x[j]) * (PI - x[k])),
+                    PairTerms::Multi => {
+                        let half = turns(x[j] * x[k] / 2.0).wrapping_mul(times);
+                        phase.constant = phase.constant.wrapping_sub(half);
+                        turns(x[j] * x[k])
+                    }
+                }
+                .wrapping_mul(times);
+                for single in [low, high] {
+                    phase.singles[single] = phase.singles[single].wrapping_add(shared);
+                }
+                phase.pairs[target] = shared.wrapping_mul(2).wrapping_neg();
+            }
+        }
+        phase
+    }
+
+    /// `2^(-n/2)` for each Hadamard layer that the diagonal of layer `rep` absorbs: its own, and
+    /// after the last diagonal the final one's.
+    pub fn scale(&self, rep: u32) -> f64 {
+        let last = rep + 1 == self.reps && self.final_hadamard;
+        let halvings = self.num_qubits * (1 + u32::from(last));
+        let scale = 0.5f64.powi(halvings as i32 / 2);
+        if halvings % 2 == 1 { scale * std::f64::consts::FRAC_1_SQRT_2 } else { scale }
+    }
+}
+
+impl QuadraticPhase {
+    /// The phase of one index.
+    pub fn at(&self, index: usize) -> Turns {
+        let n = self.singles.len();
+        let mut total = self.constant;
+        for k in (0..n).filter(|k| index >> k & 1 == 1) {
+            total = total.wrapping_add(self.singles[k]);
+            for j in (0..k).filter(|j| index >> j & 1 == 1) {
+                total = total.wrapping_add(self.pairs[pair_index(n, j, k)]);
+            }
+        }
+        total
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn turns_wrap_and_keep_their_bits() {
+        assert_eq!(turns(0.0), 0);
+        for phase in [0.1, -0.1, 3.0, 100.0, -1e4, 12345.678] {
+            let expected = Complex::cis(phase);
+            let got = Complex::cis(radians(turns(phase)));
+            assert!((expected - got).norm() < 4e-16, "{phase}: {}", (expected - got).norm());
+        }
+        let sum = turns(2.5).wrapping_add(turns(-1.5)).wrapping_add(turns(-1.0));
+        assert!((sum as i64).abs() < 1 << 4, "{sum}");
+    }
+
+    use num_complex::Complex;
+
+    #[test]
+    fn zz_phase_is_the_exclusive_or() {
+        let x = [0.3, 1.1, -0.4];
+        let diagonal = Diagonal::new(3, PairTerms::Zz, &[(0, 1), (1, 2), (1, 2)], 1, false, false);
+        let phase = diagonal.quadratic_phase(&x);
+        for index in 0..8usize {
+            let b = |k: usize| (index >> k & 1) as f64;
+            let xor = |j, k| if b(j) == b(k) { 0.0 } else { 1.0 };
+            let u = |j: usize, k: usize| 2.0 * (PI - x[j]) * (PI - x[k]);
+            let expected = (0..3).map(|k| 2.0 * x[k] * b(k)).sum::<f64>()
+                + u(0, 1) * xor(0, 1)
+                + 2.0 * u(1, 2) * xor(1, 2);
+            let got = Complex::cis(radians(phase.at(index)));
+            assert!((got - Complex::cis(expected)).norm() < 1e-14);
+        }
+    }
+
+    #[test]
+    fn multi_phase_is_the_rotation_gates() {
+        let x = [0.3, 1.1, -0.4];
+        let diagonal = Diagonal::new(3, PairTerms::Multi, &[(0, 2)], 1, false, true);
+        let phase = diagonal.quadratic_phase(&x);
+        for index in 0..8usize {
+            let z = |k: usize| 1.0 - 2.0 * (index >> (2 - k) & 1) as f64;
+            let expected = -(0..3).map(|k| x[k] * z(k)).sum::<f64>() / 2.0
+                - x[0] * x[2] * z(0) * z(2) / 2.0;
+            let got = Complex::cis(radians(phase.at(index)));
+            assert!((got - Complex::cis(expected)).norm() < 1e-14);
+        }
+    }
+
+    #[test]
+    fn scale_counts_the_hadamard_layers() {
+        let iqp = Diagonal::new(3, PairTerms::Explicit, &[(0, 1)], 1, true, false);
+        assert!((iqp.scale(0) - 0.125).abs() < 1e-16);
+        let zz = Diagonal::new(3, PairTerms::Zz, &[(0, 1)], 2, false, false);
+        assert!((zz.scale(0) - 0.125f64.sqrt()).abs() < 1e-16);
+    }
+}

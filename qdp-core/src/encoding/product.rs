@@ -1,0 +1,108 @@
+//! Encodings that entangle nothing: the state is a tensor product of one factor per qubit.
+
+use super::Rotation;
+use num_complex::Complex;
+
+/// The single-qubit state that one feature gives.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub enum Factor {
+    /// A rotation of `|0>` by `scale * x` (half of the usual gate's angle).
+    ///
+    /// x: `(cos, -i sin)`, y: `(cos, sin)`, z: `(exp(-i scale x), 0)`, the phase that RZ leaves on
+    /// `|0>`, as in PennyLane's `AngleEmbedding(rotation="Z")`.
+    Rotation {
+        /// Its axis.
+        axis: Rotation,
+        /// 1 for the full angle, 1/2 for the half angle.
+        scale: f64,
+    },
+    /// `reps` layers of H, the phase `scale * x` on the one-branch and the phase `global * x` on
+    /// both; then H once more if `final_hadamard`.
+    Layers {
+        /// Of the phase of the one-branch.
+        scale: f64,
+        /// Of the phase of both branches.
+        global: f64,
+        /// Number of layers.
+        reps: u32,
+        /// Whether a last H follows.
+        final_hadamard: bool,
+    },
+    /// A bit: `(1, 0)` or `(0, 1)`.
+    Bit,
+}
+
+impl Factor {
+    /// The factor `(amplitude of 0, amplitude of 1)` for feature `x`.
+    pub fn evaluate(self, x: f64) -> [Complex<f64>; 2] {
+        let zero = Complex::new(0.0, 0.0);
+        match self {
+            Self::Rotation { axis, scale } => {
+                let (sin, cos) = (scale * x).sin_cos();
+                match axis {
+                    Rotation::X => [Complex::new(cos, 0.0), Complex::new(0.0, -sin)],
+                    Rotation::Y => [Complex::new(cos, 0.0), Complex::new(sin, 0.0)],
+                    Rotation::Z => [Complex::new(cos, -sin), zero],
+                }
+            }
+            Self::Layers { scale, global, reps, final_hadamard } => {
+                let h = std::f64::consts::FRAC_1_SQRT_2;
+                let phase = Complex::cis(scale * x);
+                let common = Complex::cis(global * x);
+                let mut state = [Complex::new(1.0, 0.0), zero];
+                for _ in 0..reps {
+                    let [a, b] = state;
+                    state = [(a + b) * h * common, (a - b) * h * common * phase];
+                }
+                if final_hadamard {
+                    let [a, b] = state;
+                    state = [(a + b) * h, (a - b) * h];
+                }
+                state
+            }
+            Self::Bit => {
+                let one = Complex::new(1.0, 0.0);
+                if x == 0.0 { [one, zero] } else { [zero, one] }
+            }
+        }
+    }
+}
+
+/// A tensor product of one [`Factor`] per qubit.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Product {
+    /// The factor.
+    pub factor: Factor,
+    /// Whether feature 0 belongs to the most significant bit.
+    pub big_endian: bool,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn factors_are_unit_vectors() {
+        let factors = [
+            Factor::Rotation { axis: Rotation::X, scale: 1.0 },
+            Factor::Rotation { axis: Rotation::Y, scale: 0.5 },
+            Factor::Rotation { axis: Rotation::Z, scale: 0.5 },
+            Factor::Layers { scale: 2.0, global: -0.5, reps: 3, final_hadamard: true },
+            Factor::Bit,
+        ];
+        for factor in factors {
+            let [a, b] = factor.evaluate(1.0);
+            assert!((a.norm_sqr() + b.norm_sqr() - 1.0).abs() < 1e-14, "{factor:?}");
+        }
+    }
+
+    #[test]
+    fn one_layer_is_the_phase_encoding() {
+        let x = 0.7;
+        let factor = Factor::Layers { scale: 1.0, global: 0.0, reps: 1, final_hadamard: false };
+        let [a, b] = factor.evaluate(x);
+        let h = std::f64::consts::FRAC_1_SQRT_2;
+        assert!((a - h).norm() < 1e-15);
+        assert!((b - Complex::cis(x) * h).norm() < 1e-15);
+    }
+}

@@ -1,0 +1,379 @@
+//! The engine: one device, its plans, and the calls that encode.
+
+use crate::config::Config;
+use crate::cpu;
+use crate::cpu::memory::HostBuffer;
+use crate::cuda::{self, CudaBackend, RawStream};
+use crate::element::Precision;
+use crate::encoding::EncodeSpec;
+use crate::error::{Error, Result};
+use crate::input::{Input, Output};
+use crate::plan::{EncodePlan, PlanKey};
+use crate::state::{StateBatch, Storage};
+use parking_lot::RwLock;
+use std::collections::HashMap;
+use std::fmt;
+use std::str::FromStr;
+use std::sync::Arc;
+
+/// Plans kept per engine. More than a program uses; a bound so that a service fed with ever new
+/// shapes does not grow.
+const MAX_PLANS: usize = 1024;
+
+/// Where an engine computes or an array lies.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Device {
+    /// The host.
+    Cpu,
+    /// A CUDA device by ordinal.
+    Cuda(u32),
+}
+
+impl fmt::Display for Device {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Cpu => f.write_str("cpu"),
+            Self::Cuda(ordinal) => write!(f, "cuda:{ordinal}"),
+        }
+    }
+}
+
+impl FromStr for Device {
+    type Err = Error;
+
+    fn from_str(text: &str) -> Result<Self> {
+        let ordinal = match text {
+            "cpu" => return Ok(Self::Cpu),
+            "cuda" => Some(0),
+            _ => text.strip_prefix("cuda:").and_then(|ordinal| ordinal.parse().ok()),
+        };
+        ordinal.map(Self::Cuda).ok_or_else(|| {
+            Error::invalid("device", "\"cpu\", \"cuda\" or \"cuda:N\"", format!("{text:?}"))
+        })
+    }
+}
+
+/// How one encode is run.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct EncodeOptions {
+    /// Precision of the result; `None` follows the input.
+    pub precision: Option<Precision>,
+    /// The caller's stream, on which device input is ready and the result is wanted.
+    pub stream: Option<RawStream>,
+    /// Wait for the validation of device input and raise at the call.
+    pub validate_now: bool,
+}
+
+/// Memory of a device, in bytes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct MemoryInfo {
+    /// Not in use by anybody.
+    pub free: u64,
+    /// In all.
+    pub total: u64,
+    /// Held by the engine's pool, in use or ready to be.
+    pub reserved: u64,
+    /// In use in the engine's pool.
+    pub used: u64,
+}
+
+enum Backend {
+    Cpu,
+    Cuda(Arc<CudaBackend>),
+}
+
+struct Shared {
+    backend: Backend,
+    plans: RwLock<HashMap<PlanKey, Arc<EncodePlan>>>,
+}
+
+/// Encodes classical data on one device. Cloning shares it; threads may share it.
+#[derive(Clone)]
+pub struct Engine {
+    shared: Arc<Shared>,
+}
+
+impl fmt::Debug for Engine {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Engine").field("device", &self.device()).finish_non_exhaustive()
+    }
+}
+
+impl Engine {
+    /// Opens a device.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::DeviceUnavailable`] says what is missing.
+    pub fn open(device: Device) -> Result<Self> {
+        let backend = match device {
+            Device::Cpu => Backend::Cpu,
+            Device::Cuda(ordinal) => Backend::Cuda(CudaBackend::open(ordinal)?),
+        };
+        Ok(Self { shared: Arc::new(Shared { backend, plans: RwLock::default() }) })
+    }
+
+    /// Opens the first CUDA device where it is usable, else the CPU.
+    pub fn open_default() -> Self {
+        Self::open(Device::Cuda(0)).unwrap_or_else(|reason| {
+            tracing::info!("using the CPU backend: {reason}");
+            Self { shared: Arc::new(Shared { backend: Backend::Cpu, plans: RwLock::default() }) }
+        })
+    }
+
+    /// The device.
+    pub fn device(&self) -> Device {
+        match &self.shared.backend {
+            Backend::Cpu => Device::Cpu,
+            Backend::Cuda(cuda) => cuda.device(),
+        }
+    }
+
+    /// The plan for inputs like `input`, made now or found again.
+    pub fn plan(
+        &self,
+        input: &Input<'_>,
+        spec: &EncodeSpec,
+        precision: Option<Precision>,
+    ) -> Result<Arc<EncodePlan>> {
+        let key = PlanKey {
+            spec: spec.clone(),
+            dtype: input.dtype(),
+            features: input.features(),
+            precision: precision.unwrap_or(input.dtype().natural_precision()),
+        };
+        if let Some(plan) = self.shared.plans.read().get(&key) {
+            return Ok(Arc::clone(plan));
+        }
+        let amplitude = *key.spec.encoding() == crate::encoding::Encoding::Amplitude;
+        if key.dtype.is_complex() && !amplitude {
+            return Err(Error::DType {
+                argument: "data",
+                expected: format!("a real type for {} encoding", key.spec.encoding().name()),
+                got: key.dtype.to_string(),
+            });
+        }
+        let plan = Arc::new(EncodePlan::new(key.clone())?);
+        let mut plans = self.shared.plans.write();
+        if plans.len() >= MAX_PLANS {
+            plans.clear();
+        }
+        plans.insert(key, Arc::clone(&plan));
+        Ok(plan)
+    }
+
+    /// Encodes into new memory on the engine's device.
+    pub fn encode(
+        &self,
+        input: &Input<'_>,
+        spec: &EncodeSpec,
+        precision: Option<Precision>,
+    ) -> Result<StateBatch> {
+        self.encode_with(input, spec, &EncodeOptions { precision, ..EncodeOptions::default() })
+    }
+
+    /// Encodes into new memory on the engine's device.
+    ///
+    /// Host input is validated before this returns. Device input is read on
+    /// [`EncodeOptions::stream`] (the engine's own where it is `None`), nothing waits for it, and
+    /// its validation is deferred unless [`EncodeOptions::validate_now`] is set. It must stay valid
+    /// until the stream has passed the encode.
+    pub fn encode_with(
+        &self,
+        input: &Input<'_>,
+        spec: &EncodeSpec,
+        options: &EncodeOptions,
+    ) -> Result<StateBatch> {
+        let plan = self.plan(input, spec, options.precision)?;
+        match &self.shared.backend {
+            Backend::Cpu => {
+                self.check_host(input)?;
+                let buffer = HostBuffer::zeroed(plan.output_bytes(input.batch()))?;
+                // SAFETY: the buffer is new, large enough, zeroed and aligned to 64 bytes.
+                let mut output = unsafe {
+                    Output::from_raw(
+                        buffer.as_ptr(),
+                        plan.precision(),
+                        Device::Cpu,
+                        (input.batch(), spec.dim()),
+                        spec.dim(),
+                    )
+                };
+                cpu::encode(spec, plan.form(), input, &mut output)?;
+                Ok(StateBatch::new(
+                    Storage::Host(buffer),
+                    plan.precision(),
+                    spec.num_qubits(),
+                    input.batch(),
+                ))
+            }
+            Backend::Cuda(cuda) => {
+                let states = cuda.encode(&plan, input, options)?;
+                Ok(StateBatch::new(
+                    Storage::Device(states),
+                    plan.precision(),
+                    spec.num_qubits(),
+                    input.batch(),
+                ))
+            }
+        }
+    }
+
+    /// Encodes into memory of the caller's on the engine's device; allocates nothing of the
+    /// result's size. `options.precision` is taken from `output`.
+    ///
+    /// On a CUDA device `output` must stay valid until `options.stream` has passed the encode. On
+    /// an error its contents are unspecified.
+    pub fn encode_into(
+        &self,
+        input: &Input<'_>,
+        spec: &EncodeSpec,
+        output: &mut Output<'_>,
+        options: &EncodeOptions,
+    ) -> Result<()> {
+        let plan = self.plan(input, spec, Some(output.precision()))?;
+        if (output.batch(), output.dim()) != (input.batch(), spec.dim()) {
+            return Err(Error::Shape {
+                argument: "out",
+                expected: format!("({}, {})", input.batch(), spec.dim()),
+                got: format!("({}, {})", output.batch(), output.dim()),
+            });
+        }
+        if output.device() != self.device() {
+            return Err(Error::DeviceMismatch {
+                argument: "out",
+                expected: self.device().to_string(),
+                got: output.device().to_string(),
+            });
+        }
+        match &self.shared.backend {
+            Backend::Cpu => {
+                self.check_host(input)?;
+                cpu::encode(spec, plan.form(), input, output)
+            }
+            Backend::Cuda(cuda) => cuda.encode_into(&plan, input, output, options),
+        }
+    }
+
+    /// Describes memory of the caller's that an [`Engine::encode_into`] wrote as a batch of states
+    /// that are ready where `stream` is now.
+    ///
+    /// # Safety
+    ///
+    /// `output` describes memory that stays valid until `owner` is dropped.
+    pub unsafe fn adopt(
+        &self,
+        output: &mut Output<'_>,
+        num_qubits: u32,
+        stream: Option<RawStream>,
+        owner: Box<dyn Send + Sync>,
+    ) -> Result<StateBatch> {
+        let shape = (output.batch(), output.row_stride());
+        let precision = output.precision();
+        match &self.shared.backend {
+            Backend::Cpu => {
+                let ptr = std::ptr::NonNull::new(output.as_mut_ptr())
+                    .unwrap_or(std::ptr::NonNull::<u64>::dangling().cast());
+                // SAFETY: passed on to the caller.
+                Ok(unsafe {
+                    StateBatch::from_host_owner(ptr, precision, num_qubits, shape, owner)
+                })
+            }
+            Backend::Cuda(cuda) => {
+                let bytes = shape.0 * shape.1 * precision.size();
+                // SAFETY: passed on to the caller.
+                let states =
+                    unsafe { cuda.adopt(output.as_mut_ptr() as u64, bytes, stream, owner)? };
+                Ok(StateBatch::new(Storage::Device(states), precision, num_qubits, shape.0)
+                    .with_row_stride(shape.1))
+            }
+        }
+    }
+
+    /// Raises the first thing that validation on the device found in encodes that were not asked
+    /// yet, and forgets it. Waits for what was enqueued.
+    pub fn check(&self) -> Result<()> {
+        match &self.shared.backend {
+            Backend::Cpu => Ok(()),
+            Backend::Cuda(cuda) => cuda.check(),
+        }
+    }
+
+    /// Waits until everything that the engine enqueued on its own stream is done.
+    pub fn synchronize(&self) -> Result<()> {
+        match &self.shared.backend {
+            Backend::Cpu => Ok(()),
+            Backend::Cuda(cuda) => cuda.synchronize(),
+        }
+    }
+
+    /// Memory of the device.
+    pub fn memory_info(&self) -> Result<MemoryInfo> {
+        match &self.shared.backend {
+            Backend::Cpu => {
+                let (total, available) = cpu::memory::system_memory();
+                Ok(MemoryInfo { free: available.unwrap_or(0), total, reserved: 0, used: 0 })
+            }
+            Backend::Cuda(cuda) => cuda.memory_info(),
+        }
+    }
+
+    /// Threads that host work runs on.
+    pub fn num_threads() -> usize {
+        Config::get().num_threads
+    }
+
+    /// The engine's own stream, on a CUDA device.
+    pub fn stream(&self) -> Option<RawStream> {
+        match &self.shared.backend {
+            Backend::Cpu => None,
+            Backend::Cuda(cuda) => Some(cuda.stream()),
+        }
+    }
+
+    /// Keeps `owner` until everything that is enqueued on `stream` now is done: for device input
+    /// whose memory its producer may reuse as soon as it is let go.
+    pub fn keep_until_done(&self, stream: RawStream, owner: Box<dyn Send>) -> Result<()> {
+        match &self.shared.backend {
+            Backend::Cpu => Ok(()),
+            Backend::Cuda(cuda) => cuda.keep_until_done(stream, owner),
+        }
+    }
+
+    /// Whether the two calls go to the same open device.
+    pub fn same(&self, other: &Self) -> bool {
+        Arc::ptr_eq(&self.shared, &other.shared)
+    }
+
+    fn check_host(&self, input: &Input<'_>) -> Result<()> {
+        if input.device() == Device::Cpu {
+            return Ok(());
+        }
+        Err(Error::DeviceMismatch {
+            argument: "data",
+            expected: "cpu".to_owned(),
+            got: input.device().to_string(),
+        })
+    }
+}
+
+/// The CUDA devices that the driver sees, without opening one.
+pub fn cuda_devices() -> std::result::Result<Vec<cuda::DeviceSummary>, crate::error::Unavailable> {
+    cuda::devices()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn devices_are_named_as_in_torch() {
+        assert_eq!("cpu".parse(), Ok(Device::Cpu));
+        assert_eq!("cuda".parse(), Ok(Device::Cuda(0)));
+        assert_eq!("cuda:3".parse(), Ok(Device::Cuda(3)));
+        assert_eq!(Device::Cuda(3).to_string(), "cuda:3");
+        for text in ["", "gpu", "cuda:", "cuda:-1", "cuda:x"] {
+            assert!(text.parse::<Device>().is_err(), "{text}");
+        }
+    }
+}

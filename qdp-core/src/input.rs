@@ -1,0 +1,271 @@
+//! What an encode reads and writes: borrowed, strided, two-dimensional views.
+
+use crate::element::{DType, Element, Precision, Real};
+use crate::engine::Device;
+use crate::error::{Error, Result};
+use num_complex::Complex;
+use std::marker::PhantomData;
+
+/// A batch of samples: shape `(batch, features)`, any element type, any strides, on any device.
+#[derive(Debug, Clone, Copy)]
+pub struct Input<'a> {
+    ptr: *const u8,
+    dtype: DType,
+    device: Device,
+    batch: usize,
+    features: usize,
+    /// In elements, as in DLPack.
+    strides: (isize, isize),
+    data: PhantomData<&'a [u8]>,
+}
+
+// SAFETY: an Input is a shared borrow of plain values; it is only ever read through.
+unsafe impl Send for Input<'_> {}
+// SAFETY: as above.
+unsafe impl Sync for Input<'_> {}
+
+impl<'a> Input<'a> {
+    /// One sample in host memory.
+    pub fn sample<T: Element>(values: &'a [T]) -> Self {
+        Self {
+            ptr: values.as_ptr().cast(),
+            dtype: T::DTYPE,
+            device: Device::Cpu,
+            batch: 1,
+            features: values.len(),
+            strides: (values.len() as isize, 1),
+            data: PhantomData,
+        }
+    }
+
+    /// Consecutive samples of `features` values each in host memory.
+    pub fn rows<T: Element>(values: &'a [T], features: usize) -> Result<Self> {
+        if features == 0 || !values.len().is_multiple_of(features) {
+            return Err(Error::Shape {
+                argument: "data",
+                expected: format!("a whole number of samples of {features} values"),
+                got: format!("{} values", values.len()),
+            });
+        }
+        Ok(Self {
+            batch: values.len() / features,
+            features,
+            strides: (features as isize, 1),
+            ..Self::sample(values)
+        })
+    }
+
+    /// A view of memory that somebody else describes.
+    ///
+    /// # Safety
+    ///
+    /// For the lifetime `'a`, every element `ptr + (i * strides.0 + j * strides.1) * size` with
+    /// `i < batch` and `j < features` must be readable on `device`, aligned to its type's natural
+    /// alignment, initialised, and not written to by anybody in an unordered way.
+    pub unsafe fn from_raw(
+        ptr: *const u8,
+        dtype: DType,
+        device: Device,
+        (batch, features): (usize, usize),
+        strides: (isize, isize),
+    ) -> Self {
+        Self { ptr, dtype, device, batch, features, strides, data: PhantomData }
+    }
+
+    /// Address of the first element, on [`Self::device`].
+    pub fn as_ptr(&self) -> *const u8 {
+        self.ptr
+    }
+
+    /// Element type.
+    pub fn dtype(&self) -> DType {
+        self.dtype
+    }
+
+    /// Where the values lie.
+    pub fn device(&self) -> Device {
+        self.device
+    }
+
+    /// Number of samples.
+    pub fn batch(&self) -> usize {
+        self.batch
+    }
+
+    /// Values per sample.
+    pub fn features(&self) -> usize {
+        self.features
+    }
+
+    /// Row and column stride, in elements.
+    pub fn strides(&self) -> (isize, isize) {
+        self.strides
+    }
+
+    /// Bytes of the values, without gaps.
+    pub fn num_bytes(&self) -> usize {
+        self.batch * self.features * self.dtype.size()
+    }
+
+    /// Row `sample` of a host input.
+    pub(crate) fn row<T: Element>(&self, sample: usize) -> Row<'a, T> {
+        debug_assert_eq!(T::DTYPE, self.dtype);
+        debug_assert_eq!(self.device, Device::Cpu);
+        assert!(sample < self.batch);
+        Row {
+            // SAFETY: `sample < batch`, so the row's first element lies in the described memory.
+            ptr: unsafe { self.ptr.cast::<T>().offset(sample as isize * self.strides.0) },
+            len: self.features,
+            stride: self.strides.1,
+            data: PhantomData,
+        }
+    }
+}
+
+/// One strided row of a host [`Input`].
+#[derive(Clone, Copy)]
+pub(crate) struct Row<'a, T> {
+    ptr: *const T,
+    len: usize,
+    stride: isize,
+    data: PhantomData<&'a [T]>,
+}
+
+// SAFETY: a Row is a shared borrow of plain values.
+unsafe impl<T: Sync> Send for Row<'_, T> {}
+// SAFETY: as above.
+unsafe impl<T: Sync> Sync for Row<'_, T> {}
+
+impl<'a, T: Element> Row<'a, T> {
+    pub(crate) fn len(&self) -> usize {
+        self.len
+    }
+
+    /// The row as a slice, where it has no gaps.
+    pub(crate) fn as_slice(&self) -> Option<&'a [T]> {
+        (self.stride == 1 || self.len <= 1).then(|| {
+            if self.len == 0 {
+                return &[][..];
+            }
+            // SAFETY: stride 1 makes the row's elements contiguous, and Input's contract makes
+            // them readable, aligned and initialised for 'a.
+            unsafe { std::slice::from_raw_parts(self.ptr, self.len) }
+        })
+    }
+
+    pub(crate) fn get(&self, index: usize) -> T {
+        assert!(index < self.len);
+        // SAFETY: `index < len`, and Input's contract covers every element of the row.
+        unsafe { *self.ptr.offset(index as isize * self.stride) }
+    }
+
+    /// The part of the row that `range` names.
+    pub(crate) fn range(&self, range: std::ops::Range<usize>) -> Self {
+        assert!(range.start <= range.end && range.end <= self.len);
+        let start = if range.is_empty() { 0 } else { range.start as isize };
+        // SAFETY: a non-empty range starts inside the row.
+        let ptr = unsafe { self.ptr.offset(start * self.stride) };
+        Self { ptr, len: range.len(), ..*self }
+    }
+}
+
+/// Where an encode writes: shape `(batch, 2^n)`, rows without gaps, on any device.
+#[derive(Debug)]
+pub struct Output<'a> {
+    ptr: *mut u8,
+    precision: Precision,
+    device: Device,
+    batch: usize,
+    dim: usize,
+    /// In amplitudes.
+    row_stride: usize,
+    data: PhantomData<&'a mut [u8]>,
+}
+
+// SAFETY: an Output is an exclusive borrow of plain values.
+unsafe impl Send for Output<'_> {}
+
+impl<'a> Output<'a> {
+    /// Consecutive rows of `dim` amplitudes in host memory.
+    pub fn rows<R: Real>(amplitudes: &'a mut [Complex<R>], dim: usize) -> Result<Self> {
+        if dim == 0 || !amplitudes.len().is_multiple_of(dim) {
+            return Err(Error::Shape {
+                argument: "out",
+                expected: format!("a whole number of rows of {dim} amplitudes"),
+                got: format!("{} amplitudes", amplitudes.len()),
+            });
+        }
+        Ok(Self {
+            ptr: amplitudes.as_mut_ptr().cast(),
+            precision: R::PRECISION,
+            device: Device::Cpu,
+            batch: amplitudes.len() / dim,
+            dim,
+            row_stride: dim,
+            data: PhantomData,
+        })
+    }
+
+    /// A view of memory that somebody else describes.
+    ///
+    /// # Safety
+    ///
+    /// For the lifetime `'a`, `dim` amplitudes from each `ptr + i * row_stride * size`,
+    /// `i < batch`, must be writable on `device`, aligned to 8 bytes or more, in rows that do not
+    /// overlap, and not touched by anybody else in an unordered way.
+    pub unsafe fn from_raw(
+        ptr: *mut u8,
+        precision: Precision,
+        device: Device,
+        (batch, dim): (usize, usize),
+        row_stride: usize,
+    ) -> Self {
+        Self { ptr, precision, device, batch, dim, row_stride, data: PhantomData }
+    }
+
+    /// Address of the first amplitude, on [`Self::device`].
+    pub fn as_mut_ptr(&mut self) -> *mut u8 {
+        self.ptr
+    }
+
+    /// Element type.
+    pub fn precision(&self) -> Precision {
+        self.precision
+    }
+
+    /// Where the amplitudes lie.
+    pub fn device(&self) -> Device {
+        self.device
+    }
+
+    /// Number of states.
+    pub fn batch(&self) -> usize {
+        self.batch
+    }
+
+    /// Amplitudes per state.
+    pub fn dim(&self) -> usize {
+        self.dim
+    }
+
+    /// Distance between rows, in amplitudes.
+    pub fn row_stride(&self) -> usize {
+        self.row_stride
+    }
+
+    /// The rows of a host output, one after another.
+    pub(crate) fn rows_mut<R: Real>(&mut self) -> Vec<&mut [std::mem::MaybeUninit<Complex<R>>]> {
+        assert_eq!(self.precision, R::PRECISION);
+        assert_eq!(self.device, Device::Cpu);
+        (0..self.batch)
+            .map(|row| {
+                // SAFETY: `from_raw`'s contract (or the borrowed slice) makes each row writable,
+                // aligned and disjoint from the others; MaybeUninit asks nothing of the contents.
+                unsafe {
+                    let start = self.ptr.cast::<std::mem::MaybeUninit<Complex<R>>>();
+                    std::slice::from_raw_parts_mut(start.add(row * self.row_stride), self.dim)
+                }
+            })
+            .collect()
+    }
+}
