@@ -211,8 +211,8 @@ impl<'a> Output<'a> {
     /// # Safety
     ///
     /// For the lifetime `'a`, `dim` amplitudes from each `ptr + i * row_stride * size`,
-    /// `i < batch`, must be writable on `device`, aligned to 8 bytes or more, in rows that do not
-    /// overlap, and not touched by anybody else in an unordered way.
+    /// `i < batch`, must be writable on `device`, initialised (to anything), aligned to 8 bytes or
+    /// more, in rows that do not overlap, and not touched by anybody else in an unordered way.
     pub unsafe fn from_raw(
         ptr: *mut u8,
         precision: Precision,
@@ -254,16 +254,16 @@ impl<'a> Output<'a> {
     }
 
     /// The rows of a host output, one after another.
-    pub(crate) fn rows_mut<R: Real>(&mut self) -> Vec<&mut [std::mem::MaybeUninit<Complex<R>>]> {
+    pub(crate) fn rows_mut<R: Real>(&mut self) -> Vec<&mut [Complex<R>]> {
         assert_eq!(self.precision, R::PRECISION);
         assert_eq!(self.device, Device::Cpu);
         (0..self.batch)
             .map(|row| {
                 // SAFETY: `from_raw`'s contract (or the borrowed slice) makes each row writable,
-                // aligned and disjoint from the others; MaybeUninit asks nothing of the contents.
+                // initialised, aligned and disjoint from the others.
                 unsafe {
-                    let start = self.ptr.cast::<std::mem::MaybeUninit<Complex<R>>>();
-                    std::slice::from_raw_parts_mut(start.add(row * self.row_stride), self.dim)
+                    let start = self.ptr.cast::<Complex<R>>().add(row * self.row_stride);
+                    std::slice::from_raw_parts_mut(start, self.dim)
                 }
             })
             .collect()

@@ -1,0 +1,154 @@
+// What every encoding shares: the argument block, complex arithmetic, reading features of any
+// type, and reporting bad values without a host synchronisation.
+#pragma once
+
+#include <cuda_bf16.h>
+#include <cuda_fp16.h>
+#include <stdint.h>
+
+namespace qdp {
+
+// Mirrored by `KernelArgs` in qdp-core/src/cuda/args.rs; the two must stay equal field by field.
+struct Args {
+    const void* input;
+    void* output;
+    const uint32_t* multiplicity;  // diagonal: how often each pair is coupled
+    double* partials;              // amplitude: sums of squares of the chunks of long rows
+    unsigned long long* record;    // the first bad value of this encode, as a key
+    uint32_t* slot_flag;           // host memory: this encode found a bad value
+    uint32_t* any_flag;            // host memory: some encode found a bad value
+    int64_t row_stride;            // of the input, in elements
+    int64_t col_stride;
+    uint64_t output_stride;  // between rows, in amplitudes
+    uint64_t batch;
+    uint64_t features;
+    uint64_t chunk;  // amplitudes per chunk of a row
+    double scale;    // product: of the angle; diagonal: of the amplitudes
+    double last_scale;
+    double global;  // product: common phase per angle
+    uint32_t dtype;
+    uint32_t num_qubits;
+    uint32_t kind;  // product: Factor; diagonal: PairTerms
+    uint32_t reps;
+    uint32_t big_endian;
+    uint32_t final_hadamard;
+    uint32_t generate;    // diagonal: make the tile instead of loading it
+    uint32_t transforms;  // diagonal: Walsh-Hadamard transforms of the tile
+    uint32_t multiplies;  // diagonal: how many of them a diagonal follows
+    uint32_t low_bit;     // diagonal: first transformed bit of the index
+    uint32_t tile_bits;   // diagonal: bits of the tile
+    uint32_t column_bits; // diagonal: of those, low bits that are not transformed
+};
+
+enum class DType : uint32_t { U8, U16, U32, U64, I8, I16, I32, I64, F16, BF16, F32, F64, C64, C128 };
+
+// Why a value is bad; the low three bits of the record's key.
+enum Reason : uint32_t {
+    NOT_A_NUMBER = 1,
+    INFINITE = 2,
+    ZERO_NORM = 3,
+    NORM_OVERFLOW = 4,
+    BASIS_INDEX = 5,
+    BASIS_BIT = 6,
+};
+
+template <class R>
+struct alignas(2 * sizeof(R)) Complex {
+    R re, im;
+};
+
+template <class R>
+__device__ __forceinline__ Complex<R> operator+(Complex<R> a, Complex<R> b) {
+    return {a.re + b.re, a.im + b.im};
+}
+template <class R>
+__device__ __forceinline__ Complex<R> operator-(Complex<R> a, Complex<R> b) {
+    return {a.re - b.re, a.im - b.im};
+}
+template <class R>
+__device__ __forceinline__ Complex<R> operator*(Complex<R> a, Complex<R> b) {
+    return {a.re * b.re - a.im * b.im, a.re * b.im + a.im * b.re};
+}
+template <class R>
+__device__ __forceinline__ Complex<R> operator*(Complex<R> a, R s) {
+    return {a.re * s, a.im * s};
+}
+template <class R>
+__device__ __forceinline__ Complex<R> round_to(Complex<double> z) {
+    return {static_cast<R>(z.re), static_cast<R>(z.im)};
+}
+template <class R>
+__device__ __forceinline__ Complex<R> not_a_number() {
+    const R nan = static_cast<R>(__longlong_as_double(0x7ff8000000000000LL));
+    return {nan, nan};
+}
+
+template <class T>
+__device__ __forceinline__ Complex<double> to_complex(T x) {
+    return {static_cast<double>(x), 0.0};
+}
+template <>
+__device__ __forceinline__ Complex<double> to_complex(__half x) {
+    return {static_cast<double>(__half2float(x)), 0.0};
+}
+template <>
+__device__ __forceinline__ Complex<double> to_complex(__nv_bfloat16 x) {
+    return {static_cast<double>(__bfloat162float(x)), 0.0};
+}
+template <>
+__device__ __forceinline__ Complex<double> to_complex(Complex<float> x) {
+    return {x.re, x.im};
+}
+template <>
+__device__ __forceinline__ Complex<double> to_complex(Complex<double> x) {
+    return x;
+}
+
+template <class T>
+__device__ __forceinline__ T load(const Args& args, uint64_t row, uint64_t column) {
+    return static_cast<const T*>(args.input)[static_cast<int64_t>(row) * args.row_stride +
+                                             static_cast<int64_t>(column) * args.col_stride];
+}
+
+// A feature of a real input as a double. Few are read per state, so the type is looked at here
+// rather than multiplying the kernels by it.
+__device__ __forceinline__ double load_feature(const Args& args, uint64_t row, uint64_t column) {
+    switch (static_cast<DType>(args.dtype)) {
+        case DType::U8: return load<uint8_t>(args, row, column);
+        case DType::U16: return load<uint16_t>(args, row, column);
+        case DType::U32: return load<uint32_t>(args, row, column);
+        case DType::U64: return static_cast<double>(load<unsigned long long>(args, row, column));
+        case DType::I8: return load<int8_t>(args, row, column);
+        case DType::I16: return load<int16_t>(args, row, column);
+        case DType::I32: return load<int32_t>(args, row, column);
+        case DType::I64: return static_cast<double>(load<long long>(args, row, column));
+        case DType::F16: return to_complex(load<__half>(args, row, column)).re;
+        case DType::BF16: return to_complex(load<__nv_bfloat16>(args, row, column)).re;
+        case DType::F32: return load<float>(args, row, column);
+        case DType::F64: return load<double>(args, row, column);
+        default: return not_a_number<double>().re;  // complex input is refused on the host
+    }
+}
+
+template <class R>
+__device__ __forceinline__ Complex<R>* output_row(const Args& args, uint64_t row) {
+    return static_cast<Complex<R>*>(args.output) + row * args.output_stride;
+}
+
+// Records a bad value. The record keeps the smallest key, so the first bad value of the batch
+// whatever the order of the blocks; the flags are plain stores over the bus, which the host reads
+// without a call. They are written last, so whoever sees them finds a record.
+__device__ inline void report(const Args& args, uint64_t row, uint64_t position, uint32_t reason) {
+    const unsigned long long key = (row * (args.features + 1) + position) << 3 | reason;
+    atomicMin(args.record, key);
+    __threadfence_system();
+    *const_cast<volatile uint32_t*>(args.slot_flag) = 1;
+    __threadfence_system();
+    *const_cast<volatile uint32_t*>(args.any_flag) = 1;
+}
+
+__device__ __forceinline__ uint32_t reason_not_finite(double value) {
+    return isnan(value) ? NOT_A_NUMBER : INFINITE;
+}
+
+}  // namespace qdp
