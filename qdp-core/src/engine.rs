@@ -3,7 +3,7 @@
 use crate::config::Config;
 use crate::cpu;
 use crate::cpu::memory::HostBuffer;
-use crate::cuda::{self, CudaBackend, RawStream};
+use crate::cuda::{CudaBackend, Encoded, RawStream};
 use crate::element::Precision;
 use crate::encoding::EncodeSpec;
 use crate::error::{Error, Result};
@@ -230,7 +230,7 @@ impl Engine {
         spec: &EncodeSpec,
         output: &mut Output<'_>,
         options: &EncodeOptions,
-    ) -> Result<()> {
+    ) -> Result<Encoded> {
         let plan = self.plan(input, spec, Some(output.precision()))?;
         if (output.batch(), output.dim()) != (input.batch(), spec.dim()) {
             return Err(Error::Shape {
@@ -249,14 +249,15 @@ impl Engine {
         match &self.shared.backend {
             Backend::Cpu => {
                 self.check_host(input)?;
-                cpu::encode(spec, plan.form(), input, output)
+                cpu::encode(spec, plan.form(), input, output)?;
+                Ok(Encoded::default())
             }
             Backend::Cuda(cuda) => cuda.encode_into(&plan, input, output, options),
         }
     }
 
-    /// Describes memory of the caller's that an [`Engine::encode_into`] wrote as a batch of states
-    /// that are ready where `stream` is now.
+    /// Describes memory of the caller's as a batch of states that are ready where `stream` is
+    /// now, with what the [`Engine::encode_into`] that wrote it left to be asked about.
     ///
     /// # Safety
     ///
@@ -265,6 +266,7 @@ impl Engine {
         &self,
         output: &mut Output<'_>,
         num_qubits: u32,
+        encoded: Encoded,
         stream: Option<RawStream>,
         owner: Box<dyn Send + Sync>,
     ) -> Result<StateBatch> {
@@ -282,8 +284,9 @@ impl Engine {
             Backend::Cuda(cuda) => {
                 let bytes = shape.0 * shape.1 * precision.size();
                 // SAFETY: passed on to the caller.
-                let states =
-                    unsafe { cuda.adopt(output.as_mut_ptr() as u64, bytes, stream, owner)? };
+                let states = unsafe {
+                    cuda.adopt((output.as_mut_ptr() as u64, bytes), encoded, stream, owner)?
+                };
                 Ok(StateBatch::new(Storage::Device(states), precision, num_qubits, shape.0)
                     .with_row_stride(shape.1))
             }
@@ -355,11 +358,6 @@ impl Engine {
             got: input.device().to_string(),
         })
     }
-}
-
-/// The CUDA devices that the driver sees, without opening one.
-pub fn cuda_devices() -> std::result::Result<Vec<cuda::DeviceSummary>, crate::error::Unavailable> {
-    cuda::devices()
 }
 
 #[cfg(test)]

@@ -241,8 +241,4 @@ impl StateBatch {
         // gave the memory (HostBuffer aligns to 64 bytes, `out` arrays to their element).
         Ok(unsafe { std::slice::from_raw_parts(self.as_ptr().cast(), self.batch() * self.dim()) })
     }
-
-    pub(crate) fn same_storage(&self, other: &Self) -> bool {
-        Arc::ptr_eq(&self.storage, &other.storage)
-    }
 }

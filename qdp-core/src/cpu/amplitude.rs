@@ -3,7 +3,7 @@
 use super::{CHUNK, Within, for_chunks};
 use crate::element::{Element, Real};
 use crate::encoding::amplitude::{inverse_norm, non_finite};
-use crate::error::{Error, Result};
+use crate::error::Result;
 use crate::input::Row;
 use num_complex::Complex;
 use rayon::prelude::*;
@@ -16,7 +16,7 @@ pub(super) fn encode<T: Element, R: Real>(
 ) -> Result<()> {
     let sum = sum_of_squares(row, within);
     if !sum.is_finite() {
-        return Err(not_finite(sample, row));
+        check_finite(sample, row, 0)?;
     }
     let scale = inverse_norm(sample, sum)?;
     for_chunks(state, CHUNK, within, |first, chunk| {
@@ -40,14 +40,16 @@ pub(super) fn encode<T: Element, R: Real>(
     Ok(())
 }
 
-/// What made the sum of squares of a row infinite or NaN.
-pub(crate) fn not_finite<T: Element>(sample: usize, row: Row<'_, T>) -> Error {
-    let bad = (0..row.len()).find_map(|position| {
-        let z = row.get(position).to_complex();
+/// Fails on the first value of a row, or of its part from `first` on, that is not finite.
+pub(crate) fn check_finite<T: Element>(sample: usize, row: Row<'_, T>, first: usize) -> Result<()> {
+    for i in 0..row.len() {
+        let z = row.get(i).to_complex();
         let value = if z.re.is_finite() { z.im } else { z.re };
-        (!value.is_finite()).then(|| non_finite(sample, position, value))
-    });
-    bad.unwrap_or(Error::NormOverflow { sample })
+        if !value.is_finite() {
+            return Err(non_finite(sample, first + i, value));
+        }
+    }
+    Ok(())
 }
 
 fn sum_of_squares<T: Element>(row: Row<'_, T>, within: Within) -> f64 {

@@ -44,11 +44,11 @@ impl HostBuffer {
         let Ok(bytes) = usize::try_from(bytes) else {
             return Err(out_of_memory(u64::MAX));
         };
-        let (total, available) = system_memory();
-        if bytes > isize::MAX as usize || (bytes > CHECK_BYTES && available.is_some_and(|free| bytes as u64 > free)) {
+        let too_large = bytes > CHECK_BYTES
+            && system_memory().1.is_some_and(|available| bytes as u64 > available);
+        if bytes > isize::MAX as usize || too_large {
             return Err(out_of_memory(bytes as u64));
         }
-        let _ = total;
         if bytes >= MAP_BYTES {
             return Self::mapped(bytes);
         }
@@ -100,10 +100,6 @@ impl HostBuffer {
 
     pub(crate) fn as_ptr(&self) -> *mut u8 {
         self.ptr.as_ptr()
-    }
-
-    pub(crate) fn bytes(&self) -> usize {
-        self.bytes
     }
 }
 

@@ -10,6 +10,8 @@ pub(crate) mod memory;
 mod product;
 mod walsh_hadamard;
 
+pub(crate) use amplitude::{check_finite, partial_sum};
+
 use crate::config::Config;
 use crate::element::{Element, Precision, Real, with_element};
 use crate::encoding::{EncodeSpec, Form, basis};
@@ -27,7 +29,7 @@ const PARALLEL_AMPLITUDES: usize = 1 << 14;
 const CHUNK: usize = 1 << 12;
 
 /// The pool that the CPU backend and host staging share.
-pub(crate) fn pool() -> Option<&'static rayon::ThreadPool> {
+fn pool() -> Option<&'static rayon::ThreadPool> {
     static POOL: OnceLock<Option<rayon::ThreadPool>> = OnceLock::new();
     POOL.get_or_init(|| {
         rayon::ThreadPoolBuilder::new()
@@ -118,7 +120,7 @@ fn encode_as<T: Element, R: Real>(
 }
 
 /// The features of one sample as doubles, every one checked.
-pub(crate) fn features<T: Element>(
+fn features<T: Element>(
     spec: &EncodeSpec,
     form: &Form,
     sample: usize,

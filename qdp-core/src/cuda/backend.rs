@@ -1,0 +1,393 @@
+//! One CUDA device, open: what an encode on it does.
+//!
+//! Device input is encoded on the caller's stream and nothing waits. Host input goes through the
+//! staging slots on the engine's own stream, or on the caller's where there is one to order with.
+//! Everything a captured encode touches is kept until the process ends, as nobody says when the
+//! last replay of somebody else's graph is over.
+
+use super::args::KernelArgs;
+use super::board::Board;
+use super::kernels::Kernels;
+use super::staging::Staging;
+use super::{
+    Context, DeviceBuffer, DeviceStates, DeviceSummary, Event, Pool, RawStream, Stream, Ticket, probe,
+};
+use crate::encoding::Form;
+use crate::engine::{Device, EncodeOptions, MemoryInfo};
+use crate::error::{Error, Result, Unavailable};
+use crate::input::{Input, Output};
+use crate::plan::EncodePlan;
+use parking_lot::Mutex;
+use std::sync::Arc;
+
+/// What the backend prepares for a plan.
+#[derive(Debug)]
+pub struct PreparedPlan {
+    /// How often each pair is coupled, for a diagonal form.
+    multiplicity: Option<Arc<DeviceBuffer>>,
+}
+
+/// What captured encodes touch: never dropped.
+struct Captured {
+    _backend: Arc<CudaBackend>,
+    _workspace: Option<DeviceBuffer>,
+    _multiplicity: Option<Arc<DeviceBuffer>>,
+}
+
+static CAPTURED: Mutex<Vec<Captured>> = Mutex::new(Vec::new());
+
+/// What an encode into the caller's memory leaves to be asked about.
+#[derive(Debug, Clone, Copy, Default)]
+#[must_use = "adopt the output with it, or drop it where nobody asks about this encode alone"]
+pub struct Encoded {
+    pub(crate) ticket: Option<Ticket>,
+    pub(crate) captured: bool,
+}
+
+pub(crate) struct CudaBackend {
+    // Dropped in this order: what may be in flight before what it uses.
+    staging: Mutex<Staging>,
+    kept: Mutex<Vec<(Event, Box<dyn Send>)>>,
+    board: Board,
+    kernels: Kernels,
+    pool: Arc<Pool>,
+    stream: Arc<Stream>,
+    context: Arc<Context>,
+}
+
+/// The CUDA devices that the driver sees, without opening one.
+pub fn devices() -> Result<Vec<DeviceSummary>, Unavailable> {
+    let driver = probe()?;
+    (0..driver.device_count)
+        .map(|ordinal| {
+            Ok(DeviceSummary {
+                ordinal: ordinal as u32,
+                name: driver.device_name(ordinal)?,
+                compute_capability: driver.compute_capability(ordinal)?,
+                total_memory: driver.total_memory(ordinal)?,
+            })
+        })
+        .collect::<Result<_>>()
+        .map_err(|error| Unavailable::Driver(error.to_string()))
+}
+
+impl CudaBackend {
+    pub(crate) fn open(ordinal: u32) -> Result<Arc<Self>> {
+        let context = Context::open(i32::try_from(ordinal).unwrap_or(i32::MAX))?;
+        let kernels = Kernels::load(&context)?;
+        let stream = Stream::new(&context)?;
+        let pool = Pool::new(&context, None)?;
+        let board = Board::new(&context, &pool)?;
+        Ok(Arc::new(Self {
+            staging: Mutex::new(Staging::new()),
+            kept: Mutex::default(),
+            board,
+            kernels,
+            pool,
+            stream,
+            context,
+        }))
+    }
+
+    pub(crate) fn device(&self) -> Device {
+        Device::Cuda(self.context.ordinal() as u32)
+    }
+
+    pub(crate) fn stream(&self) -> RawStream {
+        self.stream.raw()
+    }
+
+    pub(super) fn event_on(&self, stream: RawStream) -> Result<Event> {
+        let event = Event::new(&self.context)?;
+        event.record(stream)?;
+        Ok(event)
+    }
+
+    /// Memory in the order of the engine's own stream.
+    pub(super) fn allocate(&self, bytes: usize) -> Result<DeviceBuffer> {
+        self.pool.alloc(bytes, &self.stream)
+    }
+
+    /// Memory that `stream` may use at once.
+    fn allocate_for(&self, bytes: usize, stream: RawStream) -> Result<DeviceBuffer> {
+        let buffer = self.allocate(bytes)?;
+        if stream != self.stream() {
+            stream.wait(&self.event_on(self.stream())?)?;
+            buffer.used_on(stream);
+        }
+        Ok(buffer)
+    }
+
+    /// Encodes into new memory.
+    pub(crate) fn encode(
+        self: &Arc<Self>,
+        plan: &EncodePlan,
+        input: &Input<'_>,
+        options: &EncodeOptions,
+    ) -> Result<DeviceStates> {
+        let stream = options.stream.unwrap_or(self.stream());
+        if stream.is_capturing(&self.context)? {
+            return Err(Error::Capturing {
+                call: "allocating a result",
+                hint: "encode a torch tensor, or pass out=",
+            });
+        }
+        self.start_call()?;
+        let bytes = self.result_bytes(plan, input.batch())?;
+        let buffer = self.allocate_for(bytes, stream)?;
+        let dim = plan.spec().dim();
+        let encoded =
+            self.encode_to(plan, input, (buffer.ptr(), dim as u64), stream, options.validate_now)?;
+        let ready = self.event_on(stream)?;
+        Ok(DeviceStates::new(Arc::clone(self), buffer, Some(ready), encoded.ticket))
+    }
+
+    /// Encodes into the caller's memory.
+    pub(crate) fn encode_into(
+        self: &Arc<Self>,
+        plan: &EncodePlan,
+        input: &Input<'_>,
+        output: &mut Output<'_>,
+        options: &EncodeOptions,
+    ) -> Result<Encoded> {
+        self.start_call()?;
+        let stream = options.stream.unwrap_or(self.stream());
+        let target = (output.as_mut_ptr() as u64, output.row_stride() as u64);
+        self.encode_to(plan, input, target, stream, options.validate_now)
+    }
+
+    /// Describes memory of the caller's as states that are ready where `stream` is now.
+    ///
+    /// # Safety
+    ///
+    /// `bytes` from `ptr` stay valid until `owner` is dropped.
+    pub(crate) unsafe fn adopt(
+        self: &Arc<Self>,
+        (ptr, bytes): (u64, usize),
+        encoded: Encoded,
+        stream: Option<RawStream>,
+        owner: Box<dyn Send + Sync>,
+    ) -> Result<DeviceStates> {
+        let stream = stream.unwrap_or(self.stream());
+        let ready = if encoded.captured { None } else { Some(self.event_on(stream)?) };
+        // SAFETY: the caller's promise; the owner frees its memory in the order of the stream it
+        // was used on, as torch's allocator does.
+        let buffer =
+            unsafe { DeviceBuffer::external(&self.context, ptr, bytes, owner, stream) };
+        Ok(DeviceStates::new(Arc::clone(self), buffer, ready, encoded.ticket))
+    }
+
+    /// What every call does first: raise what is overdue, let go of what is done with.
+    fn start_call(&self) -> Result<()> {
+        if let Some(error) = self.context.take_drop_failure() {
+            return Err(error);
+        }
+        if let Some(error) = self.board.take()? {
+            return Err(error);
+        }
+        self.release_done();
+        Ok(())
+    }
+
+    fn encode_to(
+        self: &Arc<Self>,
+        plan: &EncodePlan,
+        input: &Input<'_>,
+        (output, output_stride): (u64, u64),
+        stream: RawStream,
+        validate_now: bool,
+    ) -> Result<Encoded> {
+        if input.batch() == 0 {
+            return Ok(Encoded::default());
+        }
+        let captured = stream.is_capturing(&self.context)?;
+        let args = |input: &Input<'_>| {
+            KernelArgs::new(input, output, output_stride, plan.spec().num_qubits())
+        };
+        match input.device() {
+            Device::Cpu if captured => Err(Error::Capturing {
+                call: "encoding host data",
+                hint: "move the data to the device first",
+            }),
+            Device::Cpu => {
+                let staged = self.allocate_for(input.num_bytes(), stream)?;
+                self.staging.lock().upload(&self.context, plan, input, &staged, stream)?;
+                // SAFETY: the staged copy has these elements without gaps.
+                let on_device = unsafe {
+                    Input::from_raw(
+                        staged.ptr() as *const u8,
+                        input.dtype(),
+                        self.device(),
+                        (input.batch(), input.features()),
+                        (input.features() as isize, 1),
+                    )
+                };
+                let ticket = self.board.issue(plan, false)?;
+                self.launch(plan, args(&on_device), ticket, false, stream)?;
+                Ok(Encoded { ticket: Some(ticket), captured: false })
+            }
+            device if device == self.device() => {
+                if captured && validate_now {
+                    return Err(Error::Capturing {
+                        call: "validate=\"now\"",
+                        hint: "leave validation deferred and call engine.check() after a replay",
+                    });
+                }
+                let ticket = self.board.issue(plan, captured)?;
+                self.launch(plan, args(input), ticket, captured, stream)?;
+                if validate_now {
+                    self.event_on(stream)?.synchronize()?;
+                    self.board.check(ticket)?;
+                }
+                Ok(Encoded { ticket: Some(ticket), captured })
+            }
+            device => Err(Error::DeviceMismatch {
+                argument: "data",
+                expected: format!("{} or the host", self.device()),
+                got: device.to_string(),
+            }),
+        }
+    }
+
+    fn launch(
+        self: &Arc<Self>,
+        plan: &EncodePlan,
+        args: KernelArgs,
+        ticket: Ticket,
+        captured: bool,
+        stream: RawStream,
+    ) -> Result<()> {
+        let (record, slot_flag, any_flag) = self.board.addresses(ticket);
+        let args = KernelArgs { record, slot_flag, any_flag, ..args };
+        let prepared = self.prepare(plan)?;
+        let workspace = Kernels::workspace_bytes(
+            plan.form(),
+            args.num_qubits,
+            args.batch as usize,
+        );
+        let workspace = match workspace {
+            0 => None,
+            bytes if captured => {
+                // Ordered before the graph by waiting here: only the allocation is waited for.
+                let buffer = self.allocate(bytes)?;
+                self.stream.synchronize()?;
+                Some(buffer)
+            }
+            bytes => Some(self.pool.alloc_on(bytes, stream)?),
+        };
+        // SAFETY: the caller describes valid input and output; record, flags, multiplicity and
+        // workspace are the backend's, which outlives its enqueued work: its drop waits for its
+        // own stream and the board's slots, and captured encodes keep it for good.
+        unsafe {
+            self.kernels.enqueue(
+                plan.form(),
+                plan.precision(),
+                args,
+                prepared.multiplicity.as_deref(),
+                workspace.as_ref(),
+                stream,
+            )?;
+        }
+        if captured {
+            CAPTURED.lock().push(Captured {
+                _backend: Arc::clone(self),
+                _workspace: workspace,
+                _multiplicity: prepared.multiplicity.clone(),
+            });
+            Ok(())
+        } else {
+            self.board.enqueued(ticket, stream)
+        }
+    }
+
+    fn prepare<'a>(&self, plan: &'a EncodePlan) -> Result<&'a PreparedPlan> {
+        if let Some(prepared) = plan.cuda.get() {
+            return Ok(prepared);
+        }
+        let multiplicity = match plan.form() {
+            Form::Diagonal(diagonal) => {
+                let bytes: Vec<u8> =
+                    diagonal.multiplicity.iter().flat_map(|times| times.to_ne_bytes()).collect();
+                let buffer = self.allocate(bytes.len())?;
+                // Waits, so that the plan is ready for every stream.
+                buffer.copy_from_host(0, &bytes, self.stream())?;
+                Some(Arc::new(buffer))
+            }
+            _ => None,
+        };
+        Ok(plan.cuda.get_or_init(|| PreparedPlan { multiplicity }))
+    }
+
+    /// Bytes of the result, refused before any work where they cannot fit.
+    fn result_bytes(&self, plan: &EncodePlan, batch: usize) -> Result<usize> {
+        const LOOK_FIRST: u128 = 256 << 20;
+        let needed = plan.output_bytes(batch);
+        if needed > LOOK_FIRST {
+            let info = self.memory_info()?;
+            let free = info.free + info.reserved.saturating_sub(info.used);
+            if needed > u128::from(free) {
+                return Err(Error::OutOfMemory {
+                    device: self.device().to_string(),
+                    needed: u64::try_from(needed).unwrap_or(u64::MAX),
+                    free,
+                    total: info.total,
+                    hint: "lower num_qubits or the batch size, or use precision=\"complex64\"",
+                });
+            }
+        }
+        Ok(needed as usize)
+    }
+
+    pub(super) fn check_ticket(&self, ticket: Ticket) -> Result<()> {
+        self.board.check(ticket)
+    }
+
+    pub(crate) fn check(&self) -> Result<()> {
+        self.stream.synchronize()?;
+        self.board.synchronize()?;
+        self.board.take()?.map_or(Ok(()), Err)
+    }
+
+    pub(crate) fn synchronize(&self) -> Result<()> {
+        self.stream.synchronize()
+    }
+
+    pub(crate) fn memory_info(&self) -> Result<MemoryInfo> {
+        let (free, total) = self.context.memory_info()?;
+        Ok(MemoryInfo {
+            free,
+            total,
+            reserved: self.pool.reserved_bytes()?,
+            used: self.pool.used_bytes()?,
+        })
+    }
+
+    pub(crate) fn keep_until_done(&self, stream: RawStream, owner: Box<dyn Send>) -> Result<()> {
+        let done = self.event_on(stream)?;
+        self.kept.lock().push((done, owner));
+        Ok(())
+    }
+
+    /// Drops what was kept for work that is done.
+    fn release_done(&self) {
+        // Taken out first: dropping runs other libraries' destructors, which may come back here.
+        let done: Vec<_> = {
+            let mut kept = self.kept.lock();
+            if kept.is_empty() {
+                return;
+            }
+            kept.extract_if(.., |(event, _)| event.query().unwrap_or(false)).collect()
+        };
+        drop(done);
+    }
+}
+
+impl Drop for CudaBackend {
+    fn drop(&mut self) {
+        // Kernels in flight write the board, and read what is kept for them.
+        let waited = self.stream.synchronize().and_then(|()| self.board.synchronize());
+        if let Err(error) = waited {
+            self.context.record_drop_failure(error);
+        }
+    }
+}
