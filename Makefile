@@ -21,6 +21,8 @@ export QDP_CUDA_ARCHS
 export PYO3_PYTHON := $(abspath $(BIN)/python)
 # nvcc from PyPI lies apart from the packages: torch brings a CUDA runtime of its own version.
 export QDP_NVCC ?= $(abspath $(VENV)/nvcc/nvidia/cu13/bin/nvcc)
+# Profilers and compute-sanitizer name source lines; costs no speed. A release goes without.
+export NVCC_APPEND_FLAGS ?= -lineinfo
 
 CORE := -p qdp-core -p qdp-kernels
 # Without a GPU to run them on, cargo's tests and lints need no kernels of their own.
@@ -55,7 +57,7 @@ bench: $(VENV)/extension $(VENV)/dev $(VENV)/bench
 	$(BIN)/python benches/peers.py $(BENCH_ARGS)
 
 wheel: $(VENV)/tools
-	QDP_CUDA_ARCHS=$(WHEEL_ARCHS) $(BIN)/maturin build --release --out dist
+	NVCC_APPEND_FLAGS= QDP_CUDA_ARCHS=$(WHEEL_ARCHS) $(BIN)/maturin build --release --out dist
 
 gpu-bundle: $(VENV)/tools
 	$(BIN)/python scripts/gpu_bundle.py
