@@ -277,9 +277,7 @@ impl Engine {
                 let ptr = std::ptr::NonNull::new(output.as_mut_ptr())
                     .unwrap_or(std::ptr::NonNull::<u64>::dangling().cast());
                 // SAFETY: passed on to the caller.
-                Ok(unsafe {
-                    StateBatch::from_host_owner(ptr, precision, num_qubits, shape, owner)
-                })
+                Ok(unsafe { StateBatch::from_host_owner(ptr, precision, num_qubits, shape, owner) })
             }
             Backend::Cuda(cuda) => {
                 let bytes = shape.0 * shape.1 * precision.size();

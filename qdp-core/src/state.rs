@@ -33,7 +33,12 @@ pub struct StateBatch {
 }
 
 impl StateBatch {
-    pub(crate) fn new(storage: Storage, precision: Precision, num_qubits: u32, batch: usize) -> Self {
+    pub(crate) fn new(
+        storage: Storage,
+        precision: Precision,
+        num_qubits: u32,
+        batch: usize,
+    ) -> Self {
         Self {
             storage: Arc::new(storage),
             precision,
@@ -167,7 +172,9 @@ impl StateBatch {
     /// after waiting for them and for validation.
     pub fn to_host(&self) -> Result<Self> {
         match &*self.storage {
-            Storage::Host(_) if self.row_stride == self.dim() || self.batch() <= 1 => Ok(self.clone()),
+            Storage::Host(_) if self.row_stride == self.dim() || self.batch() <= 1 => {
+                Ok(self.clone())
+            }
             _ => self.copy_to_host(),
         }
     }
@@ -179,7 +186,8 @@ impl StateBatch {
         match &*self.storage {
             Storage::Host(_) => {
                 for row in 0..self.batch() {
-                    let from = self.as_ptr().wrapping_add(row * self.row_stride * self.precision.size());
+                    let from =
+                        self.as_ptr().wrapping_add(row * self.row_stride * self.precision.size());
                     // SAFETY: both hold a row of `row_bytes` at these addresses; the buffer is new,
                     // so they do not overlap.
                     unsafe {

@@ -20,7 +20,8 @@ pub(super) fn encode<T: Element, R: Real>(
     }
     let scale = inverse_norm(sample, sum)?;
     for_chunks(state, CHUNK, within, |first, chunk| {
-        let (values, padding) = chunk.split_at_mut(row.len().saturating_sub(first).min(chunk.len()));
+        let (values, padding) =
+            chunk.split_at_mut(row.len().saturating_sub(first).min(chunk.len()));
         let part = row.range(first.min(row.len())..(first + values.len()).min(row.len()));
         let scaled = |x: T| {
             if T::DTYPE.is_complex() {

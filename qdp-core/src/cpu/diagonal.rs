@@ -72,9 +72,10 @@ fn linear_table(phase: &QuadraticPhase, first: usize, len: usize, scale: f64) ->
     let low_bits = len.trailing_zeros() as usize;
     let factors: Vec<_> = (0..low_bits)
         .map(|j| {
-            let single = (low_bits..n)
-                .filter(|k| first >> k & 1 == 1)
-                .fold(phase.singles[j], |sum, k| sum.wrapping_add(phase.pairs[pair_index(n, j, k)]));
+            let single =
+                (low_bits..n).filter(|k| first >> k & 1 == 1).fold(phase.singles[j], |sum, k| {
+                    sum.wrapping_add(phase.pairs[pair_index(n, j, k)])
+                });
             [Complex::new(1.0, 0.0), cis(single)]
         })
         .collect();

@@ -65,7 +65,11 @@ impl HostBuffer {
     ///
     /// `bytes` from `ptr` must stay readable, and written to by nobody in an unordered way, until
     /// `owner` is dropped.
-    pub(crate) unsafe fn external(ptr: NonNull<u8>, bytes: usize, owner: Box<dyn Send + Sync>) -> Self {
+    pub(crate) unsafe fn external(
+        ptr: NonNull<u8>,
+        bytes: usize,
+        owner: Box<dyn Send + Sync>,
+    ) -> Self {
         Self { ptr, bytes, owner: Owner::External(owner) }
     }
 

@@ -108,7 +108,9 @@ fn encode_as<T: Element, R: Real>(
             rows.par_iter_mut()
                 .enumerate()
                 .with_min_len(group)
-                .filter_map(|(sample, state)| encode_row(sample, state, Within::OneThread).err().map(|error| (sample, error)))
+                .filter_map(|(sample, state)| {
+                    encode_row(sample, state, Within::OneThread).err().map(|error| (sample, error))
+                })
                 .min_by_key(|&(sample, _)| sample)
                 .map_or(Ok(()), |(_, error)| Err(error))
         } else {

@@ -70,7 +70,8 @@ fn for_zipped<R: Real, const N: usize>(
     let mut tasks = Vec::with_capacity(rest[0].len().div_ceil(CHUNK));
     while !rest[0].is_empty() {
         let at = CHUNK.min(rest[0].len());
-        let mut tails = rest.map(|part| part.split_at_mut(at)).map(|(head, tail)| (Some(head), tail));
+        let mut tails =
+            rest.map(|part| part.split_at_mut(at)).map(|(head, tail)| (Some(head), tail));
         tasks.push(tails.each_mut().map(|(head, _)| head.take().unwrap_or_default()));
         rest = tails.map(|(_, tail)| tail);
     }

@@ -10,7 +10,8 @@ use super::board::Board;
 use super::kernels::Kernels;
 use super::staging::Staging;
 use super::{
-    Context, DeviceBuffer, DeviceStates, DeviceSummary, Event, Pool, RawStream, Stream, Ticket, probe,
+    Context, DeviceBuffer, DeviceStates, DeviceSummary, Event, Pool, RawStream, Stream, Ticket,
+    probe,
 };
 use crate::encoding::Form;
 use crate::engine::{Device, EncodeOptions, MemoryInfo};
@@ -172,8 +173,7 @@ impl CudaBackend {
         let ready = if encoded.captured { None } else { Some(self.event_on(stream)?) };
         // SAFETY: the caller's promise; the owner frees its memory in the order of the stream it
         // was used on, as torch's allocator does.
-        let buffer =
-            unsafe { DeviceBuffer::external(&self.context, ptr, bytes, owner, stream) };
+        let buffer = unsafe { DeviceBuffer::external(&self.context, ptr, bytes, owner, stream) };
         Ok(DeviceStates::new(Arc::clone(self), buffer, ready, encoded.ticket))
     }
 
@@ -260,11 +260,7 @@ impl CudaBackend {
         let (record, slot_flag, any_flag) = self.board.addresses(ticket);
         let args = KernelArgs { record, slot_flag, any_flag, ..args };
         let prepared = self.prepare(plan)?;
-        let workspace = Kernels::workspace_bytes(
-            plan.form(),
-            args.num_qubits,
-            args.batch as usize,
-        );
+        let workspace = Kernels::workspace_bytes(plan.form(), args.num_qubits, args.batch as usize);
         let workspace = match workspace {
             0 => None,
             bytes if captured => {

@@ -7,8 +7,8 @@
 //! replay may report at any time.
 
 use super::{Context, DeviceBuffer, Event, MappedBuffer, Pool, RawStream, Stream};
-use crate::encoding::product::{Factor, Product};
 use crate::encoding::Form;
+use crate::encoding::product::{Factor, Product};
 use crate::error::{Error, Result};
 use crate::plan::EncodePlan;
 use parking_lot::Mutex;

@@ -71,7 +71,8 @@ impl Kernels {
             module.function(&name)
         };
         let pair = |stem: String| -> Result<[Function; 2]> {
-            let [single, double] = PRECISIONS.map(|(_, suffix)| function(format!("{stem}_{suffix}")));
+            let [single, double] =
+                PRECISIONS.map(|(_, suffix)| function(format!("{stem}_{suffix}")));
             Ok([single?, double?])
         };
         let amplitude = DTYPES
@@ -131,11 +132,12 @@ impl Kernels {
         let n = args.num_qubits;
         let dim = 1u64 << n;
         let which = precision as usize;
-        let run = |function: &Function, blocks: u64, threads: u64, shared: u32, args: &KernelArgs| {
-            let grid = (blocks.min(i32::MAX as u64) as u32, 1, 1);
-            // SAFETY: `KernelArgs` mirrors the kernels' one parameter; the rest is the caller's.
-            unsafe { launch(function, grid, (threads as u32, 1, 1), shared, stream, args) }
-        };
+        let run =
+            |function: &Function, blocks: u64, threads: u64, shared: u32, args: &KernelArgs| {
+                let grid = (blocks.min(i32::MAX as u64) as u32, 1, 1);
+                // SAFETY: `KernelArgs` mirrors the kernels' one parameter; the rest is the caller's.
+                unsafe { launch(function, grid, (threads as u32, 1, 1), shared, stream, args) }
+            };
         match form {
             Form::Amplitude if n <= ROW_BITS => {
                 let kernel = &self.amplitude[args.dtype as usize].row[which];

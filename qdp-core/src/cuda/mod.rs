@@ -25,17 +25,26 @@
 //! [`Context::take_drop_failure`] finds it at the next call. Once [`begin_shutdown`] was called
 //! (at process exit) destructors leave the driver alone.
 
+mod args;
+mod backend;
+mod board;
 mod context;
 mod driver;
 mod event;
+mod kernels;
 mod launch;
 mod memory;
 mod module;
 mod pinned;
 mod pool;
 mod release;
+mod staging;
+mod states;
 mod stream;
 
+pub(crate) use backend::CudaBackend;
+pub use backend::{Encoded, PreparedPlan, devices};
+pub use board::Ticket;
 pub use context::{BoundContext, Context};
 pub use driver::{
     CaptureGuard, Driver, LiveObjects, REQUIRED_VERSION, begin_shutdown, live_objects, probe,
@@ -46,4 +55,18 @@ pub use memory::DeviceBuffer;
 pub use module::{Function, Module};
 pub use pinned::{MappedBuffer, PinnedBuffer};
 pub use pool::{DEFAULT_RELEASE_FRACTION, Pool};
+pub(crate) use states::DeviceStates;
 pub use stream::{RawStream, Stream};
+
+/// A CUDA device, as the driver describes it without opening it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct DeviceSummary {
+    /// Its number.
+    pub ordinal: u32,
+    /// Its product name.
+    pub name: String,
+    /// Its compute capability, major and minor.
+    pub compute_capability: (i32, i32),
+    /// Its memory in bytes.
+    pub total_memory: u64,
+}

@@ -109,7 +109,12 @@ impl DeviceStates {
         } else {
             for row in 0..rows {
                 let start = start + row * row_stride;
-                copy.copy_from_device(row * row_bytes, &self.buffer, start..start + row_bytes, stream)?;
+                copy.copy_from_device(
+                    row * row_bytes,
+                    &self.buffer,
+                    start..start + row_bytes,
+                    stream,
+                )?;
             }
         }
         let ready = self.backend.event_on(stream)?;

@@ -101,11 +101,8 @@ impl Diagonal {
     pub fn quadratic_phase(&self, x: &[f64]) -> QuadraticPhase {
         let n = self.num_qubits as usize;
         let bit = |feature: usize| if self.big_endian { n - 1 - feature } else { feature };
-        let mut phase = QuadraticPhase {
-            constant: 0,
-            singles: vec![0; n],
-            pairs: vec![0; n * (n - 1) / 2],
-        };
+        let mut phase =
+            QuadraticPhase { constant: 0, singles: vec![0; n], pairs: vec![0; n * (n - 1) / 2] };
         for k in 0..n {
             phase.singles[bit(k)] = match self.terms {
                 PairTerms::Zz => turns(2.0 * x[k]),
@@ -214,8 +211,8 @@ mod tests {
         let phase = diagonal.quadratic_phase(&x);
         for index in 0..8usize {
             let z = |k: usize| 1.0 - 2.0 * (index >> (2 - k) & 1) as f64;
-            let expected = -(0..3).map(|k| x[k] * z(k)).sum::<f64>() / 2.0
-                - x[0] * x[2] * z(0) * z(2) / 2.0;
+            let expected =
+                -(0..3).map(|k| x[k] * z(k)).sum::<f64>() / 2.0 - x[0] * x[2] * z(0) * z(2) / 2.0;
             let got = Complex::cis(radians(phase.at(index)));
             assert!((got - Complex::cis(expected)).norm() < 1e-14);
         }

@@ -1,8 +1,8 @@
 //! What a user asks for: the encoding, its options, the number of qubits and the convention.
 
+use super::Form;
 use super::diagonal::{Diagonal, PairTerms};
 use super::product::{Factor, Product};
-use super::Form;
 use crate::error::{Error, Result};
 
 /// The axis of the angle encoding's rotation.
@@ -157,7 +157,11 @@ impl Encoding {
             },
             _ => {
                 let names = Self::NAMES.map(|name| format!("{name:?}")).join(", ");
-                return Err(Error::invalid("encoding", format!("one of {names}"), format!("{name:?}")));
+                return Err(Error::invalid(
+                    "encoding",
+                    format!("one of {names}"),
+                    format!("{name:?}"),
+                ));
             }
         };
         let layered = matches!(encoding, Self::Zz { .. } | Self::IqpEmbedding { .. });
@@ -167,11 +171,9 @@ impl Encoding {
             ("entanglement", entanglement.is_some() && !layered),
         ];
         match unused.into_iter().find(|&(_, given)| given) {
-            Some((option, _)) => Err(Error::invalid(
-                option,
-                format!("nothing with encoding {name:?}"),
-                "a value",
-            )),
+            Some((option, _)) => {
+                Err(Error::invalid(option, format!("nothing with encoding {name:?}"), "a value"))
+            }
             None if reps == Some(0) => Err(Error::invalid("reps", "a positive integer", 0)),
             None => Ok(encoding),
         }
@@ -303,10 +305,9 @@ impl EncodeSpec {
                 product(Factor::Bit)
             }
             Encoding::Basis => Form::Basis,
-            Encoding::Angle { rotation } => product(Factor::Rotation {
-                axis: *rotation,
-                scale: self.convention.angle_scale(),
-            }),
+            Encoding::Angle { rotation } => {
+                product(Factor::Rotation { axis: *rotation, scale: self.convention.angle_scale() })
+            }
             Encoding::Phase => layers(1.0, 0.0, 1, false),
             Encoding::IqpZ => layers(1.0, 0.0, 1, true),
             Encoding::Iqp => {
