@@ -176,11 +176,11 @@ macro_rules! real_elements {
     ($($type:ty => $dtype:ident, $convert:expr;)*) => {$(
         impl Element for $type {
             const DTYPE: DType = DType::$dtype;
-            #[inline(always)]
+            #[inline]
             fn to_complex(self) -> Complex<f64> {
                 Complex::new(self.to_f64(), 0.0)
             }
-            #[inline(always)]
+            #[inline]
             fn to_f64(self) -> f64 {
                 $convert(self)
             }
@@ -205,7 +205,7 @@ real_elements! {
 
 impl Element for Complex<f32> {
     const DTYPE: DType = DType::C64;
-    #[inline(always)]
+    #[inline]
     fn to_complex(self) -> Complex<f64> {
         Complex::new(f64::from(self.re), f64::from(self.im))
     }
@@ -213,7 +213,7 @@ impl Element for Complex<f32> {
 
 impl Element for Complex<f64> {
     const DTYPE: DType = DType::C128;
-    #[inline(always)]
+    #[inline]
     fn to_complex(self) -> Complex<f64> {
         self
     }

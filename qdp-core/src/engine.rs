@@ -187,7 +187,7 @@ impl Engine {
         let plan = self.plan(input, spec, options.precision)?;
         match &self.shared.backend {
             Backend::Cpu => {
-                self.check_host(input)?;
+                check_host(input)?;
                 let buffer = HostBuffer::zeroed(plan.output_bytes(input.batch()))?;
                 // SAFETY: the buffer is new, large enough, zeroed and aligned to 64 bytes.
                 let mut output = unsafe {
@@ -248,7 +248,7 @@ impl Engine {
         }
         match &self.shared.backend {
             Backend::Cpu => {
-                self.check_host(input)?;
+                check_host(input)?;
                 cpu::encode(spec, plan.form(), input, output)?;
                 Ok(Encoded::default())
             }
@@ -345,17 +345,17 @@ impl Engine {
     pub fn same(&self, other: &Self) -> bool {
         Arc::ptr_eq(&self.shared, &other.shared)
     }
+}
 
-    fn check_host(&self, input: &Input<'_>) -> Result<()> {
-        if input.device() == Device::Cpu {
-            return Ok(());
-        }
-        Err(Error::DeviceMismatch {
-            argument: "data",
-            expected: "cpu".to_owned(),
-            got: input.device().to_string(),
-        })
+fn check_host(input: &Input<'_>) -> Result<()> {
+    if input.device() == Device::Cpu {
+        return Ok(());
     }
+    Err(Error::DeviceMismatch {
+        argument: "data",
+        expected: "cpu".to_owned(),
+        got: input.device().to_string(),
+    })
 }
 
 #[cfg(test)]

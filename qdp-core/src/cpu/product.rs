@@ -47,8 +47,12 @@ pub(super) fn table(factors: &[[Complex<f64>; 2]], scale: Complex<f64>) -> Vec<C
         let half = table.len();
         table.extend_from_within(..);
         let (low, high) = table.split_at_mut(half);
-        low.iter_mut().for_each(|z| *z *= zero);
-        high.iter_mut().for_each(|z| *z *= one);
+        for z in low {
+            *z *= zero;
+        }
+        for z in high {
+            *z *= one;
+        }
     }
     table
 }

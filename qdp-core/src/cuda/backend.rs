@@ -241,7 +241,7 @@ impl CudaBackend {
                 }
                 Ok(Encoded { ticket: Some(ticket), captured })
             }
-            device => Err(Error::DeviceMismatch {
+            device @ Device::Cuda(_) => Err(Error::DeviceMismatch {
                 argument: "data",
                 expected: format!("{} or the host", self.device()),
                 got: device.to_string(),

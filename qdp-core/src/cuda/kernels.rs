@@ -244,7 +244,7 @@ fn passes(diagonal: &Diagonal, tile_bits: u32, args: KernelArgs) -> Vec<KernelAr
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::encoding::{EncodeSpec, Encoding};
+    use crate::encoding::{EncodeSpec, Encoding, Entanglement};
     use crate::input::Input;
 
     fn passes_of(encoding: Encoding, n: u32) -> (Diagonal, Vec<KernelArgs>) {
@@ -261,7 +261,7 @@ mod tests {
     fn every_transform_covers_every_bit_once() {
         for n in 2..=34 {
             for reps in 1..=3 {
-                let zz = Encoding::Zz { reps, entanglement: Default::default() };
+                let zz = Encoding::Zz { reps, entanglement: Entanglement::default() };
                 for encoding in [zz, Encoding::Iqp] {
                     let (diagonal, list) = passes_of(encoding, n);
                     let transforms = diagonal.reps - 1 + u32::from(diagonal.final_hadamard);

@@ -25,7 +25,7 @@ pub fn check_bit(sample: usize, position: usize, value: f64, num_qubits: u32) ->
     if !value.is_finite() {
         return Err(super::amplitude::non_finite(sample, position, value));
     }
-    if value != 0.0 && value != 1.0 {
+    if ![0.0, 1.0].contains(&value) {
         return Err(Error::BasisValue {
             sample,
             position,

@@ -138,7 +138,7 @@ impl Encoding {
         name: &str,
         rotation: Option<Rotation>,
         reps: Option<u32>,
-        entanglement: Option<Entanglement>,
+        entanglement: Option<&Entanglement>,
     ) -> Result<Self> {
         let encoding = match name {
             "amplitude" => Self::Amplitude,
@@ -149,11 +149,11 @@ impl Encoding {
             "iqp-z" => Self::IqpZ,
             "zz" => Self::Zz {
                 reps: reps.unwrap_or(2),
-                entanglement: entanglement.clone().unwrap_or_default(),
+                entanglement: entanglement.cloned().unwrap_or_default(),
             },
             "iqp-embedding" => Self::IqpEmbedding {
                 reps: reps.unwrap_or(1),
-                entanglement: entanglement.clone().unwrap_or_default(),
+                entanglement: entanglement.cloned().unwrap_or_default(),
             },
             _ => {
                 let names = Self::NAMES.map(|name| format!("{name:?}")).join(", ");
