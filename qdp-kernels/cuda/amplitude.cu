@@ -62,26 +62,37 @@ __device__ double sum_of_squares(const Args& args, uint64_t row, uint64_t begin,
     return total;
 }
 
-// 1 / norm, or NaN after reporting why there is none. A position of `features` says that the
+// The norm, or NaN after reporting why there is none. A position of `features` says that the
 // row as a whole is bad; it sorts behind a bad value in the row.
-__device__ double inverse_norm(const Args& args, uint64_t row, double sum, bool reporter) {
-    if (isfinite(sum) && sum >= MIN_NORM_SQUARED) return 1.0 / sqrt(sum);
+__device__ double norm(const Args& args, uint64_t row, double sum, bool reporter) {
+    if (isfinite(sum) && sum >= MIN_NORM_SQUARED) return sqrt(sum);
     if (reporter && !isnan(sum)) {
         report(args, row, args.features, isinf(sum) ? NORM_OVERFLOW : ZERO_NORM);
     }
     return not_a_number<double>().re;
 }
 
+// z / norm. The product's rounding in double disappears in the rounding to float.
+template <class R>
+__device__ __forceinline__ Complex<R> quotient(Complex<double> z, double norm, double inverse) {
+    if constexpr (sizeof(R) == sizeof(double)) {
+        return {z.re / norm, z.im / norm};
+    } else {
+        return round_to<R>(z * inverse);
+    }
+}
+
 template <class T, class R>
 __device__ void scale_part(const Args& args, uint64_t row, uint64_t begin, uint64_t end,
-                           double scale) {
+                           double norm) {
     Complex<R>* out = output_row<R>(args, row);
-    const Complex<R> padding = isnan(scale) ? not_a_number<R>() : Complex<R>{R(0), R(0)};
+    const double inverse = 1.0 / norm;
+    const Complex<R> padding = isnan(norm) ? not_a_number<R>() : Complex<R>{R(0), R(0)};
     for (uint64_t i = begin + threadIdx.x; i < end; i += blockDim.x) {
         if (i < args.features) {
             const Complex<double> z = to_complex(load<T>(args, row, i));
             // A bad row is NaN throughout, in real and imaginary part, whatever is in it.
-            out[i] = isnan(scale) ? padding : round_to<R>(z * scale);
+            out[i] = isnan(norm) ? padding : quotient<R>(z, norm, inverse);
         } else {
             out[i] = padding;
         }
@@ -93,8 +104,8 @@ __device__ void amplitude_row(const Args& args) {
     const uint64_t dim = uint64_t(1) << args.num_qubits;
     for (uint64_t row = blockIdx.x; row < args.batch; row += gridDim.x) {
         const double sum = sum_of_squares<T>(args, row, 0, args.features);
-        const double scale = inverse_norm(args, row, sum, threadIdx.x == 0);
-        scale_part<T, R>(args, row, 0, dim, scale);
+        const double norm = qdp::norm(args, row, sum, threadIdx.x == 0);
+        scale_part<T, R>(args, row, 0, dim, norm);
     }
 }
 
@@ -121,8 +132,8 @@ __device__ void amplitude_scale(const Args& args) {
             sum += args.partials[row * chunks + c];
         }
         sum = block_sum(sum);
-        const double scale = inverse_norm(args, row, sum, chunk == 0 && threadIdx.x == 0);
-        scale_part<T, R>(args, row, chunk * args.chunk, (chunk + 1) * args.chunk, scale);
+        const double norm = qdp::norm(args, row, sum, chunk == 0 && threadIdx.x == 0);
+        scale_part<T, R>(args, row, chunk * args.chunk, (chunk + 1) * args.chunk, norm);
     }
 }
 

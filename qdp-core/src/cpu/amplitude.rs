@@ -1,8 +1,8 @@
 //! Amplitude encoding: one pass for the norm, one to scale and pad.
 
 use super::{CHUNK, Within, for_chunks};
-use crate::element::{Element, Real};
-use crate::encoding::amplitude::{inverse_norm, non_finite};
+use crate::element::{Element, Precision, Real};
+use crate::encoding::amplitude::{non_finite, norm};
 use crate::error::Result;
 use crate::input::Row;
 use num_complex::Complex;
@@ -18,7 +18,13 @@ pub(super) fn encode<T: Element, R: Real>(
     if !sum.is_finite() {
         check_finite(sample, row, 0)?;
     }
-    let scale = inverse_norm(sample, sum)?;
+    let norm = norm(sample, sum)?;
+    let inverse = 1.0 / norm;
+    let quotient = |x: f64| match R::PRECISION {
+        // The product's rounding in double disappears in the rounding to single.
+        Precision::Complex64 => R::from_f64(x * inverse),
+        Precision::Complex128 => R::from_f64(x / norm),
+    };
     for_chunks(state, CHUNK, within, |first, chunk| {
         let (values, padding) =
             chunk.split_at_mut(row.len().saturating_sub(first).min(chunk.len()));
@@ -26,9 +32,9 @@ pub(super) fn encode<T: Element, R: Real>(
         let scaled = |x: T| {
             if T::DTYPE.is_complex() {
                 let z = x.to_complex();
-                Complex::new(R::from_f64(z.re * scale), R::from_f64(z.im * scale))
+                Complex::new(quotient(z.re), quotient(z.im))
             } else {
-                Complex::new(R::from_f64(x.to_f64() * scale), R::zero())
+                Complex::new(quotient(x.to_f64()), R::zero())
             }
         };
         if let Some(slice) = part.as_slice() {

@@ -167,7 +167,7 @@ fn stage<T: Element>(
             copy_row(row, target);
             sum = validate(plan, sample, row, piece.columns.start)?;
             if piece.columns.len() == plan.features() && matches!(plan.form(), Form::Amplitude) {
-                amplitude::inverse_norm(sample, sum)?;
+                amplitude::norm(sample, sum)?;
             }
         }
         Ok(sum)
@@ -248,7 +248,7 @@ impl RowSums {
             }
             self.sum += sum;
             if piece.columns.end == plan.features() {
-                amplitude::inverse_norm(piece.rows.start, std::mem::take(&mut self.sum))?;
+                amplitude::norm(piece.rows.start, std::mem::take(&mut self.sum))?;
             }
         }
         Ok(())

@@ -9,15 +9,15 @@ use crate::error::{Error, Result};
 /// subnormal, and a quotient by their sum would be wrong in silence.
 pub const MIN_NORM_SQUARED: f64 = f64::from_bits((1023 - 960) << 52);
 
-/// `1 / norm` from a sum of squares whose values are all finite.
-pub fn inverse_norm(sample: usize, sum_of_squares: f64) -> Result<f64> {
+/// The norm from a sum of squares whose values are all finite.
+pub fn norm(sample: usize, sum_of_squares: f64) -> Result<f64> {
     if !sum_of_squares.is_finite() {
         return Err(Error::NormOverflow { sample });
     }
     if sum_of_squares < MIN_NORM_SQUARED {
         return Err(Error::ZeroNorm { sample });
     }
-    Ok(1.0 / sum_of_squares.sqrt())
+    Ok(sum_of_squares.sqrt())
 }
 
 /// The error for a value that is not finite.
@@ -32,8 +32,8 @@ mod tests {
     #[test]
     fn norm_has_a_range() {
         assert!((MIN_NORM_SQUARED.log2() + 960.0).abs() < 1e-12);
-        assert!((inverse_norm(0, 4.0).unwrap() - 0.5).abs() < 1e-15);
-        assert_eq!(inverse_norm(3, 0.0), Err(Error::ZeroNorm { sample: 3 }));
-        assert_eq!(inverse_norm(3, f64::INFINITY), Err(Error::NormOverflow { sample: 3 }));
+        assert!((norm(0, 4.0).unwrap() - 2.0).abs() < 1e-15);
+        assert_eq!(norm(3, 0.0), Err(Error::ZeroNorm { sample: 3 }));
+        assert_eq!(norm(3, f64::INFINITY), Err(Error::NormOverflow { sample: 3 }));
     }
 }
