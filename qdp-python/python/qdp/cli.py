@@ -256,9 +256,9 @@ def _progress(total: int | None) -> Iterator[Any]:
 
 
 def _demo(args: argparse.Namespace) -> None:
-    from qdp import demo
+    from qdp.demo import run
 
-    demo.run(args.output, args.device)
+    run(args.output, args.device)
 
 
 if __name__ == "__main__":
