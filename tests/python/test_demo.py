@@ -5,12 +5,11 @@ import sys
 import numpy as np
 import pytest
 import qdp
+from qdp import cli, demo
 
 sklearn_datasets = pytest.importorskip("sklearn.datasets", reason="needs the extra demo")
 matplotlib_image = pytest.importorskip("matplotlib.image", reason="needs the extra demo")
 pytest.importorskip("rich", reason="needs the extra demo")
-
-from qdp import cli, demo
 
 
 @pytest.fixture(scope="module")
