@@ -4,9 +4,13 @@ import json
 import shutil
 import subprocess
 import sys
+from collections.abc import Callable
+from pathlib import Path
 from types import SimpleNamespace
+from typing import Any, TypeAlias
 
 import numpy as np
+import numpy.typing as npt
 import pytest
 import qdp
 from qdp import _io, cli
@@ -19,25 +23,28 @@ feather = pytest.importorskip("pyarrow.feather")
 parquet = pytest.importorskip("pyarrow.parquet")
 
 
+Array: TypeAlias = npt.NDArray[Any]
+Table: TypeAlias = Callable[[Array], Any]
+
 RNG = np.random.default_rng(7)
 SAMPLES = RNG.normal(size=(101, 8))
 NAMES = [f"x{k}" for k in range(8)]
 
 
-def columns_table(x):
+def columns_table(x: Array) -> Any:
     return pa.table({name: x[:, k] for k, name in enumerate(NAMES[: x.shape[1]])})
 
 
-def fixed_list_table(x):
+def fixed_list_table(x: Array) -> Any:
     values = pa.array(np.ascontiguousarray(x).reshape(-1))
     return pa.table({"x": pa.FixedSizeListArray.from_arrays(values, x.shape[1])})
 
 
-def list_table(x):
+def list_table(x: Array) -> Any:
     return pa.table({"x": pa.array(list(x))})
 
 
-def write(path, x, table=columns_table, row_group=17):
+def write(path: Path, x: Array, table: Table = columns_table, row_group: int = 17) -> Path:
     """Write samples in the format that the suffix names, in several groups of rows."""
     if path.suffix == ".npy":
         np.save(path, x)
@@ -55,16 +62,18 @@ def write(path, x, table=columns_table, row_group=17):
     return path
 
 
-def encode(source, output, *options, n=3, encoding="amplitude"):
+def encode(
+    source: Path, output: Path, *options: object, n: int = 3, encoding: str = "amplitude"
+) -> int:
     arguments = [source, "-n", n, "-e", encoding, "-o", output, "--device", "cpu", *options]
     return cli.main(["encode", *map(str, arguments)])
 
 
-def expected(x, n=3, encoding="amplitude", **options):
+def expected(x: npt.ArrayLike, n: int = 3, encoding: str = "amplitude", **options: Any) -> Array:
     return qdp.Engine("cpu").encode(x, n, encoding, **options).numpy()
 
 
-def assert_one_line(capsys, *parts):
+def assert_one_line(capsys: pytest.CaptureFixture[str], *parts: str) -> None:
     captured = capsys.readouterr()
     assert captured.err.startswith("qdp: error: ")
     assert captured.err.count("\n") == 1, captured.err
@@ -74,7 +83,9 @@ def assert_one_line(capsys, *parts):
 
 @pytest.mark.parametrize("batch_size", [None, 1, 10, 101, 1000])
 @pytest.mark.parametrize("suffix", [".npy", ".parquet", ".arrow", ".arrows", ".feather", ".csv"])
-def test_every_format(tmp_path, capsys, suffix, batch_size):
+def test_every_format(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], suffix: str, batch_size: int | None
+) -> None:
     source = write(tmp_path / f"in{suffix}", SAMPLES)
     output = tmp_path / "out.npy"
     options = [] if batch_size is None else ["--batch-size", batch_size]
@@ -88,14 +99,14 @@ def test_every_format(tmp_path, capsys, suffix, batch_size):
 
 @pytest.mark.parametrize("table", [fixed_list_table, list_table])
 @pytest.mark.parametrize("suffix", [".parquet", ".arrow", ".arrows"])
-def test_list_columns(tmp_path, suffix, table):
+def test_list_columns(tmp_path: Path, suffix: str, table: Table) -> None:
     source = write(tmp_path / f"in{suffix}", SAMPLES, table)
     assert encode(source, tmp_path / "out.npy", "--batch-size", 10) == 0
     np.testing.assert_allclose(np.load(tmp_path / "out.npy"), expected(SAMPLES), atol=1e-15)
 
 
 @pytest.mark.parametrize("dtype", ["f2", "f4", "f8", ">f4", ">f8", "i4", "i8", "u1", "c8", "c16"])
-def test_npy_dtypes_follow_the_library(tmp_path, dtype):
+def test_npy_dtypes_follow_the_library(tmp_path: Path, dtype: str) -> None:
     x = np.ceil(np.abs(SAMPLES) * 10).astype(dtype)
     np.save(tmp_path / "in.npy", x)
     assert encode(tmp_path / "in.npy", tmp_path / "out.npy", "--batch-size", 30) == 0
@@ -105,7 +116,7 @@ def test_npy_dtypes_follow_the_library(tmp_path, dtype):
     np.testing.assert_allclose(states, reference, atol=1e-6)
 
 
-def test_npy_fortran_order_and_one_sample(tmp_path):
+def test_npy_fortran_order_and_one_sample(tmp_path: Path) -> None:
     np.save(tmp_path / "f.npy", np.asfortranarray(SAMPLES))
     assert encode(tmp_path / "f.npy", tmp_path / "out.npy", "--batch-size", 9) == 0
     np.testing.assert_allclose(np.load(tmp_path / "out.npy"), expected(SAMPLES), atol=1e-15)
@@ -114,7 +125,7 @@ def test_npy_fortran_order_and_one_sample(tmp_path):
     assert np.load(tmp_path / "one-out.npy").shape == (1, 8)
 
 
-def test_options_reach_the_engine(tmp_path):
+def test_options_reach_the_engine(tmp_path: Path) -> None:
     x = SAMPLES[:, :3]
     np.save(tmp_path / "in.npy", x)
     output = tmp_path / "out.npy"
@@ -133,7 +144,7 @@ def test_options_reach_the_engine(tmp_path):
 
 
 @pytest.mark.parametrize("header", [True, False])
-def test_csv_header_is_detected(tmp_path, header):
+def test_csv_header_is_detected(tmp_path: Path, header: bool) -> None:
     np.savetxt(
         tmp_path / "in.csv",
         SAMPLES,
@@ -145,13 +156,15 @@ def test_csv_header_is_detected(tmp_path, header):
     np.testing.assert_allclose(np.load(tmp_path / "out.npy"), expected(SAMPLES), atol=1e-15)
 
 
-def test_csv_header_can_be_told(tmp_path):
+def test_csv_header_can_be_told(tmp_path: Path) -> None:
     (tmp_path / "in.csv").write_text("1,2\n3,4\n")
     assert encode(tmp_path / "in.csv", tmp_path / "out.npy", "--header", n=1) == 0
     np.testing.assert_allclose(np.load(tmp_path / "out.npy"), expected([[3.0, 4.0]], n=1))
 
 
-def test_csv_text_columns_are_no_features(tmp_path, capsys):
+def test_csv_text_columns_are_no_features(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     (tmp_path / "in.csv").write_text('name,a,b\n"x, y",3,4\nz,0.6,0.8')
     assert encode(tmp_path / "in.csv", tmp_path / "out.npy", n=1) == 0
     assert capsys.readouterr().err == "qdp: not numeric, left out: name\n"
@@ -159,7 +172,9 @@ def test_csv_text_columns_are_no_features(tmp_path, capsys):
     np.testing.assert_allclose(np.load(tmp_path / "out.npy"), reference, atol=1e-15)
 
 
-def test_csv_integers_first_and_fractions_later(tmp_path, monkeypatch):
+def test_csv_integers_first_and_fractions_later(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(_io, "CSV_BLOCK_BYTES", 64)
     x = np.array([[1.0, 2.0]] * 100 + [[0.5, 0.25]])
     lines = "".join(f"{a:g},{b:g}\n" for a, b in x)
@@ -168,7 +183,7 @@ def test_csv_integers_first_and_fractions_later(tmp_path, monkeypatch):
     np.testing.assert_allclose(np.load(tmp_path / "out.npy"), expected(x, n=1), atol=1e-15)
 
 
-def test_csv_line_longer_than_the_block(tmp_path, monkeypatch):
+def test_csv_line_longer_than_the_block(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(_io, "CSV_BLOCK_BYTES", 64)
     x = RNG.normal(size=(5, 512))
     np.savetxt(tmp_path / "in.csv", x, delimiter=",")
@@ -176,7 +191,7 @@ def test_csv_line_longer_than_the_block(tmp_path, monkeypatch):
     np.testing.assert_allclose(np.load(tmp_path / "out.npy"), expected(x, n=9), atol=1e-15)
 
 
-def test_columns_are_chosen(tmp_path, capsys):
+def test_columns_are_chosen(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     source = write(tmp_path / "in.parquet", SAMPLES)
     assert encode(source, tmp_path / "out.npy", "--columns", "x5,x1", n=1) == 0
     reference = expected(SAMPLES[:, [5, 1]], n=1)
@@ -192,7 +207,14 @@ NAN = np.where(np.arange(101)[:, None] == 57, np.nan, SAMPLES)
 @pytest.mark.parametrize(("bad", "reason"), [(ZERO, "zero norm"), (NAN, "NaN")])
 @pytest.mark.parametrize("batch_size", [10, 1000])
 @pytest.mark.parametrize("suffix", [".npy", ".parquet", ".arrows", ".csv"])
-def test_errors_name_the_sample_in_the_file(tmp_path, capsys, suffix, batch_size, bad, reason):
+def test_errors_name_the_sample_in_the_file(
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    suffix: str,
+    batch_size: int | None,
+    bad: Array,
+    reason: str,
+) -> None:
     source = write(tmp_path / f"in{suffix}", bad)
     if suffix == ".csv" and reason == "NaN":
         reason = "no value"  # Arrow reads "nan" in a CSV file as a missing value
@@ -201,7 +223,9 @@ def test_errors_name_the_sample_in_the_file(tmp_path, capsys, suffix, batch_size
     assert [path.name for path in tmp_path.iterdir()] == [source.name]
 
 
-def test_a_missing_value_names_its_sample(tmp_path, capsys):
+def test_a_missing_value_names_its_sample(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     (tmp_path / "in.csv").write_text("a,b\n1,2\n3,\n")
     assert encode(tmp_path / "in.csv", tmp_path / "out.npy", n=1) == 1
     assert_one_line(capsys, "column 'b' has no value for sample 1")
@@ -212,7 +236,9 @@ def test_a_missing_value_names_its_sample(tmp_path, capsys):
 
 
 @pytest.mark.parametrize("row_group", [1, 3])
-def test_ragged_lists_name_the_sample(tmp_path, capsys, row_group):
+def test_ragged_lists_name_the_sample(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], row_group: int
+) -> None:
     table = pa.table({"x": [[1.0, 2.0], [3.0, 4.0], [5.0]]})
     parquet.write_table(table, tmp_path / "in.parquet", row_group_size=row_group)
     assert encode(tmp_path / "in.parquet", tmp_path / "out.npy", n=1) == 1
@@ -233,7 +259,9 @@ def test_ragged_lists_name_the_sample(tmp_path, capsys, row_group):
         ("in.csv", b"a,b\n1,2\n3,4,5\n", "in.csv"),
     ],
 )
-def test_unusable_input(tmp_path, capsys, name, content, reason):
+def test_unusable_input(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], name: str, content: bytes, reason: str
+) -> None:
     (tmp_path / name).write_bytes(content)
     assert encode(tmp_path / name, tmp_path / "out.npy") == 1
     assert_one_line(capsys, reason)
@@ -241,20 +269,22 @@ def test_unusable_input(tmp_path, capsys, name, content, reason):
 
 
 @pytest.mark.parametrize("array", [np.zeros((2, 2, 2)), np.array(["a"]), np.zeros((0, 4))])
-def test_unusable_arrays(tmp_path, capsys, array):
+def test_unusable_arrays(tmp_path: Path, capsys: pytest.CaptureFixture[str], array: Array) -> None:
     np.save(tmp_path / "in.npy", array)
     assert encode(tmp_path / "in.npy", tmp_path / "out.npy") == 1
     assert_one_line(capsys, "in.npy")
 
 
-def test_mixed_columns_ask_for_a_choice(tmp_path, capsys):
+def test_mixed_columns_ask_for_a_choice(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     parquet.write_table(pa.table({"id": [1], "x": [[1.0, 2.0]]}), tmp_path / "in.parquet")
     assert encode(tmp_path / "in.parquet", tmp_path / "out.npy", n=1) == 1
     assert_one_line(capsys, "--columns")
     assert encode(tmp_path / "in.parquet", tmp_path / "out.npy", "--columns", "x", n=1) == 0
 
 
-def test_missing_file_and_library_errors_are_one_line(tmp_path, capsys):
+def test_missing_file_and_library_errors_are_one_line(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     assert encode(tmp_path / "none.npy", tmp_path / "out.npy") == 1
     assert_one_line(capsys, "none.npy")
     source = write(tmp_path / "in.npy", SAMPLES)
@@ -264,14 +294,14 @@ def test_missing_file_and_library_errors_are_one_line(tmp_path, capsys):
     assert_one_line(capsys, "cuda:99")
 
 
-def test_usage_errors():
+def test_usage_errors() -> None:
     for arguments in (["encode"], ["encode", "a.npy", "-n", "1", "-o", "b.npy", "-e", "none"], []):
         with pytest.raises(SystemExit) as stop:
             cli.main(arguments)
         assert stop.value.code == 2
 
 
-def test_output_is_not_overwritten(tmp_path, capsys):
+def test_output_is_not_overwritten(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     source = write(tmp_path / "in.npy", SAMPLES)
     output = tmp_path / "out.npy"
     output.write_bytes(b"precious")
@@ -282,7 +312,7 @@ def test_output_is_not_overwritten(tmp_path, capsys):
     assert np.load(output).shape == (101, 8)
 
 
-def test_a_failed_overwrite_leaves_the_old_file(tmp_path):
+def test_a_failed_overwrite_leaves_the_old_file(tmp_path: Path) -> None:
     output = tmp_path / "out.npy"
     output.write_bytes(b"precious")
     assert encode(write(tmp_path / "in.npy", ZERO), output, "--force", "--batch-size", 10) == 1
@@ -290,7 +320,7 @@ def test_a_failed_overwrite_leaves_the_old_file(tmp_path):
     assert not (tmp_path / "out.npy.partial").exists()
 
 
-def test_output_path_is_checked(tmp_path, capsys):
+def test_output_path_is_checked(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     source = write(tmp_path / "in.npy", SAMPLES)
     assert encode(source, tmp_path / "out.bin") == 1
     assert_one_line(capsys, "must be a .npy file")
@@ -298,7 +328,9 @@ def test_output_path_is_checked(tmp_path, capsys):
     assert_one_line(capsys, "not a directory")
 
 
-def test_disk_space_is_checked_before_writing(tmp_path, capsys, monkeypatch):
+def test_disk_space_is_checked_before_writing(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(free=10_000))
     source = write(tmp_path / "in.csv", SAMPLES)
     assert encode(source, tmp_path / "out.npy", "--batch-size", 1) == 1
@@ -306,9 +338,11 @@ def test_disk_space_is_checked_before_writing(tmp_path, capsys, monkeypatch):
     assert [path.name for path in tmp_path.iterdir()] == ["in.csv"]
 
 
-def test_a_full_disk_leaves_nothing(tmp_path, capsys, monkeypatch):
+def test_a_full_disk_leaves_nothing(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     class Full(StateWriter):
-        def write(self, states):
+        def write(self, states: Array) -> None:
             super().write(states)
             if self.rows > 50:
                 raise OSError(28, "No space left on device")
@@ -320,7 +354,7 @@ def test_a_full_disk_leaves_nothing(tmp_path, capsys, monkeypatch):
     assert [path.name for path in tmp_path.iterdir()] == ["in.npy"]
 
 
-def test_interrupt_leaves_nothing(tmp_path):
+def test_interrupt_leaves_nothing(tmp_path: Path) -> None:
     source = write(tmp_path / "samples.csv", SAMPLES)
     script = (
         "import os, signal, sys; from qdp import cli\n"
@@ -345,7 +379,7 @@ def test_interrupt_leaves_nothing(tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == [source.name]
 
 
-def test_memory_stays_constant(tmp_path):
+def test_memory_stays_constant(tmp_path: Path) -> None:
     """A child encodes a file to an output several times larger than what its memory may grow."""
     rows, n, megabyte = 16_384, 10, 2**20
     samples = tmp_path / "in.npy"
@@ -381,7 +415,9 @@ def test_memory_stays_constant(tmp_path):
 
 
 @pytest.mark.parametrize("expected_rows", [None, 1, 10**12])
-def test_header_grows_in_place(tmp_path, expected_rows, monkeypatch):
+def test_header_grows_in_place(
+    tmp_path: Path, expected_rows: int | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(free=2**60))
     path = tmp_path / "out.npy"
     states = RNG.normal(size=(1003, 2)) + 0j
@@ -397,7 +433,7 @@ def test_header_grows_in_place(tmp_path, expected_rows, monkeypatch):
     assert header.rstrip(b"\n").endswith(b" " * 16)
 
 
-def test_writer_refuses_another_shape(tmp_path):
+def test_writer_refuses_another_shape(tmp_path: Path) -> None:
     with StateWriter(tmp_path / "out.npy", 2) as writer:
         writer.write(np.zeros((1, 2), complex))
         for other in (np.zeros((1, 4), complex), np.zeros((1, 2), np.complex64)):
@@ -406,13 +442,15 @@ def test_writer_refuses_another_shape(tmp_path):
     assert np.load(tmp_path / "out.npy").shape == (1, 2)
 
 
-def test_row_counts(tmp_path):
+def test_row_counts(tmp_path: Path) -> None:
     for suffix in (".npy", ".parquet", ".arrow", ".feather", ".csv"):
         assert open_source(write(tmp_path / f"in{suffix}", SAMPLES)).rows == 101
     assert open_source(write(tmp_path / "in.arrows", SAMPLES)).rows is None
 
 
-def test_missing_extra_is_named(tmp_path, capsys, monkeypatch):
+def test_missing_extra_is_named(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     source = write(tmp_path / "in.parquet", SAMPLES)
     monkeypatch.setitem(sys.modules, "pyarrow.parquet", None)
     assert encode(source, tmp_path / "out.npy") == 1
@@ -423,7 +461,7 @@ def test_missing_extra_is_named(tmp_path, capsys, monkeypatch):
     assert not (tmp_path / "out.npy").exists()
 
 
-def test_info(capsys):
+def test_info(capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main(["info", "--json"]) == 0
     info = json.loads(capsys.readouterr().out)
     assert info["version"] == qdp.__version__
@@ -436,7 +474,9 @@ def test_info(capsys):
     assert f"{info['cpu_threads']} threads" in text
 
 
-def test_info_says_how_to_get_what_is_missing(capsys, monkeypatch):
+def test_info_says_how_to_get_what_is_missing(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     fake = {
         "version": "1.2.3",
         "kernels": "sm_90",
@@ -464,7 +504,7 @@ def test_info_says_how_to_get_what_is_missing(capsys, monkeypatch):
     assert "no NVIDIA driver is installed" in capsys.readouterr().out
 
 
-def test_module_runs_as_a_script(tmp_path):
+def test_module_runs_as_a_script(tmp_path: Path) -> None:
     result = subprocess.run(
         [sys.executable, "-m", "qdp.cli", "--version"], capture_output=True, text=True, check=True
     )
