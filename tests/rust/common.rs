@@ -6,7 +6,7 @@ use qdp_core::encoding::{Form, product::Factor};
 use qdp_core::{Convention, EncodeSpec, Encoding, Entanglement, Rotation};
 
 /// Every encoding with every option that changes a kernel's path.
-pub fn encodings() -> Vec<Encoding> {
+pub(crate) fn encodings() -> Vec<Encoding> {
     let entanglements = [Entanglement::Full, Entanglement::Circular, Entanglement::Pairs(vec![])];
     let mut all = vec![Encoding::Amplitude, Encoding::Basis, Encoding::Phase, Encoding::Iqp];
     all.push(Encoding::IqpZ);
@@ -23,7 +23,7 @@ pub fn encodings() -> Vec<Encoding> {
 }
 
 /// Deterministic values in (-2, 2), never zero.
-pub fn values(count: usize, seed: u64) -> Vec<f64> {
+pub(crate) fn values(count: usize, seed: u64) -> Vec<f64> {
     let mut state = seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1;
     (0..count)
         .map(|_| {
@@ -37,7 +37,7 @@ pub fn values(count: usize, seed: u64) -> Vec<f64> {
 }
 
 /// A valid batch for `spec`, row by row.
-pub fn batch(spec: &EncodeSpec, features: usize, batch: usize) -> Vec<f64> {
+pub(crate) fn batch(spec: &EncodeSpec, features: usize, batch: usize) -> Vec<f64> {
     let values = values(batch * features, u64::from(spec.num_qubits()) + 1);
     if *spec.encoding() != Encoding::Basis {
         return values;
@@ -47,7 +47,7 @@ pub fn batch(spec: &EncodeSpec, features: usize, batch: usize) -> Vec<f64> {
 }
 
 /// One state from the definition: no tables, no fast transform.
-pub fn reference(spec: &EncodeSpec, x: &[f64]) -> Vec<Complex<f64>> {
+pub(crate) fn reference(spec: &EncodeSpec, x: &[f64]) -> Vec<Complex<f64>> {
     let dim = spec.dim();
     match spec.form(x.len()).expect("a valid feature count") {
         Form::Amplitude => {
@@ -92,7 +92,7 @@ pub fn reference(spec: &EncodeSpec, x: &[f64]) -> Vec<Complex<f64>> {
 }
 
 /// Numbers of features to try for an encoding.
-pub fn feature_counts(spec: &EncodeSpec) -> Vec<usize> {
+pub(crate) fn feature_counts(spec: &EncodeSpec) -> Vec<usize> {
     let most = spec.num_features();
     match spec.encoding() {
         Encoding::Amplitude => {
@@ -107,5 +107,5 @@ pub fn feature_counts(spec: &EncodeSpec) -> Vec<usize> {
 }
 
 /// Every convention.
-pub const CONVENTIONS: [Convention; 3] =
+pub(crate) const CONVENTIONS: [Convention; 3] =
     [Convention::Qdp, Convention::Qiskit, Convention::PennyLane];

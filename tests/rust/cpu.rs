@@ -1,5 +1,6 @@
 //! The CPU backend against the definitions, and its promises.
 
+#[allow(dead_code)] // each test binary uses its share
 mod common;
 
 use common::{CONVENTIONS, batch, encodings, feature_counts, reference, values};

@@ -1,6 +1,7 @@
 //! The CUDA backend against the CPU backend, and its promises. Without a GPU these tests skip,
 //! unless `QDP_REQUIRE_GPU=1` asks for one.
 
+#[allow(dead_code)] // each test binary uses its share
 mod common;
 
 use common::{CONVENTIONS, batch, encodings, feature_counts, values};
