@@ -71,8 +71,7 @@ impl Module {
     /// launch, which may lie in a capture.)
     ///
     /// # Errors
-    /// [`Error::Driver`], `CUDA_ERROR_NOT_FOUND` with the name where there is no such kernel;
-    /// [`Error::InvalidArgument`] for a kernel that takes more than one parameter.
+    /// [`Error::Driver`], `CUDA_ERROR_NOT_FOUND` with the name where there is no such kernel.
     pub fn function(self: &Arc<Self>, name: &CStr) -> Result<Function> {
         let _bound = self.context.bind()?;
         let _capture = CaptureGuard::relaxed();
@@ -90,11 +89,12 @@ impl Module {
         check("cuModuleGetFunction", result)?;
         // SAFETY: the function is of a module that is alive.
         check("cuFuncLoad", unsafe { sys::cuFuncLoad(handle) })?;
-        if parameter_bytes(handle, 1)?.is_some() {
-            let expected = "a kernel with one parameter";
-            return Err(Error::invalid("function", expected, name.to_string_lossy()));
-        }
-        let parameter_bytes = parameter_bytes(handle, 0)?.unwrap_or(0);
+        let (mut offset, mut parameter_bytes) = (0, 0);
+        // SAFETY: the function is of a module that is alive; the driver writes two integers. (That
+        // there is no second parameter is not asked: for the driver the question is an error.)
+        check("cuFuncGetParamInfo", unsafe {
+            sys::cuFuncGetParamInfo(handle, 0, &raw mut offset, &raw mut parameter_bytes)
+        })?;
         Ok(Function { handle: Handle::new(handle), parameter_bytes, module: Arc::clone(self) })
     }
 }
@@ -106,19 +106,6 @@ impl Drop for Module {
         self.context
             .in_drop("cuModuleUnload", || unsafe { sys::cuModuleUnload(self.handle.raw()) });
     }
-}
-
-/// The size in bytes of a kernel's parameter with this index; `None` where it has no such.
-fn parameter_bytes(function: CUfunction, index: usize) -> Result<Option<usize>> {
-    let (mut offset, mut bytes) = (0, 0);
-    // SAFETY: the function is of a module that is alive; the driver writes two integers.
-    let result =
-        unsafe { sys::cuFuncGetParamInfo(function, index, &raw mut offset, &raw mut bytes) };
-    if result == CUresult::CUDA_ERROR_INVALID_VALUE {
-        return Ok(None);
-    }
-    check("cuFuncGetParamInfo", result)?;
-    Ok(Some(bytes))
 }
 
 /// The whole length that a fatbin's header states; `None` for what is no fatbin.
@@ -179,7 +166,7 @@ impl Function {
         self.handle.raw()
     }
 
-    /// The size in bytes of the kernel's parameter, 0 where it takes none.
+    /// The size in bytes of the kernel's parameter.
     pub fn parameter_bytes(&self) -> usize {
         self.parameter_bytes
     }

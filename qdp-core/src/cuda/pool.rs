@@ -6,7 +6,8 @@ use std::sync::Arc;
 
 use cudarc::driver::sys::{
     self, CUdevice_attribute, CUmemAllocationHandleType, CUmemAllocationType, CUmemLocation,
-    CUmemLocationType, CUmemPool_attribute, CUmemPoolHandle_st, CUmemPoolProps, CUresult,
+    CUmemLocation_st__bindgen_ty_1, CUmemLocationType, CUmemPool_attribute, CUmemPoolHandle_st,
+    CUmemPoolProps, CUresult,
 };
 use parking_lot::Mutex;
 
@@ -63,12 +64,13 @@ impl Pool {
             handleTypes: CUmemAllocationHandleType::CU_MEM_HANDLE_TYPE_NONE,
             location: CUmemLocation {
                 type_: CUmemLocationType::CU_MEM_LOCATION_TYPE_DEVICE,
-                id: context.ordinal(),
+                __bindgen_anon_1: CUmemLocation_st__bindgen_ty_1 { id: context.ordinal() },
             },
             win32SecurityAttributes: ptr::null_mut(),
             maxSize: 0, // as much as the device has
             usage: 0,
-            reserved: [0; 54],
+            gpuDirectRDMACapable: 0,
+            reserved: [0; 53],
         };
         let mut handle = ptr::null_mut();
         // SAFETY: the properties are complete and outlive the call; the driver writes one
