@@ -32,7 +32,9 @@ class Case:
     features: str = "real"  # "complex", "odd" (length below 2**n) or "bits" where it matters
 
     def __str__(self) -> str:
-        options = (f"{k}={v if isinstance(v, int | str) else 'list'}" for k, v in self.fixed.items())
+        options = (
+            f"{k}={v if isinstance(v, int | str) else 'list'}" for k, v in self.fixed.items()
+        )
         kind = [] if self.features == "real" else [self.features]
         return "-".join([self.encoding, *kind, *options])
 
