@@ -79,8 +79,8 @@ def zero_state(batch: int, n: int) -> Complex:
 def amplitude(x: NDArray[Any], n: int) -> Complex:
     states = np.zeros((len(x), 2**n), np.complex128)
     for row, sample in zip(states, x, strict=True):
-        sample = sample.astype(np.complex128)
-        row[: sample.size] = sample / np.sqrt(np.sum(sample.real**2 + sample.imag**2))
+        squares = sample.real**2 + sample.imag**2
+        row[: sample.size] = sample / np.sqrt(squares.sum())
     return states
 
 
