@@ -21,7 +21,6 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import peers
 import qdp
-import reference
 from cases import CASES, PRECISIONS
 
 if TYPE_CHECKING:
@@ -38,8 +37,8 @@ def measure(
         for case in CASES:
             for n in range(1, max_qubits + 1):
                 x, options = case.samples(n, batch=2), case.options(n)
-                for convention in reference.CONVENTIONS:
-                    expected = peers.states(library, x, n, case.encoding, convention, **options)
+                conventions = peers.states_by_convention(library, x, n, case.encoding, **options)
+                for convention, expected in conventions.items():
                     for precision, engine in engines.items():
                         states = engine.encode(
                             case.cast(x, precision),

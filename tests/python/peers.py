@@ -291,15 +291,18 @@ PEERS: dict[str, tuple[Peer, bool]] = {  # function, whether its order is big-en
 }
 
 
-def states(
-    library: str, x: NDArray[Any], n: int, encoding: str, convention: str, **options: Any
-) -> Complex:
-    """A library's states in the order and with the angles of a convention."""
+def states_by_convention(
+    library: str, x: NDArray[Any], n: int, encoding: str, **options: Any
+) -> dict[str, Complex]:
+    """A library's states in the order and with the angles of each convention."""
     peer, big_endian = PEERS[library]
+    native = peer(x, n, encoding, **options)
+    full_angle = peer(2 * x, n, encoding, **options) if encoding == "angle" else native
     # Order means the same index everywhere for amplitudes and basis indices.
     ordered = encoding != "amplitude" and not (encoding == "basis" and x.shape[1] == 1)
-    doubled = 2 * x if encoding == "angle" and convention == "qdp" else x
-    result = peer(doubled, n, encoding, **options)
-    if ordered and big_endian != (convention == "pennylane"):
-        result = bit_reverse(result, n)
+    result = {}
+    for convention in reference.CONVENTIONS:
+        states = full_angle if convention == "qdp" else native
+        opposite = big_endian != (convention == "pennylane")
+        result[convention] = bit_reverse(states, n) if ordered and opposite else states
     return result

@@ -247,10 +247,8 @@ class TestDLPack:
         table = qdp.StateBatch.__dlpack_c_exchange_api__
         assert capsule_name(table) == "dlpack_exchange_api"
         get_pointer = ctypes.pythonapi.PyCapsule_GetPointer
-        get_pointer.restype, get_pointer.argtypes = (
-            ctypes.c_void_p,
-            [ctypes.py_object, ctypes.c_char_p],
-        )
+        get_pointer.restype = ctypes.c_void_p
+        get_pointer.argtypes = [ctypes.py_object, ctypes.c_char_p]
         # The header: a version of two uint32, then the table of the previous version.
         address = get_pointer(table, b"dlpack_exchange_api")
         major, minor = (ctypes.c_uint32 * 2).from_address(address)
@@ -387,7 +385,7 @@ class TestNumPy:
 
 
 class TestOut:
-    def test_numpy(self, cpu: qdp.Engine) -> None:
+    def test_numpy(self) -> None:
         for dtype in DTYPES:
             out = np.full((5, 8), 7, dtype)
             engine = qdp.Engine("cpu", precision=dtype)  # type: ignore[arg-type]
@@ -457,7 +455,7 @@ class TestOut:
         wide = torch.zeros(10, 16, dtype=torch.complex128, device=device)
         for out in (wide[::2, :8], wide[:5, ::2], wide[:8, :5].T):
             assert out.shape == (5, 8)
-            with pytest.raises(qdp.QdpError, match="out.*contiguous"):
+            with pytest.raises(qdp.QdpError, match=r"out.*contiguous"):
                 engine.encode(X, 3, "amplitude", out=out)
         assert not wide.any()
 
