@@ -18,6 +18,9 @@ ifeq ($(QDP_CUDA_ARCHS),)
 QDP_CUDA_ARCHS := $(or $(GPU_ARCHS),90)
 endif
 export QDP_CUDA_ARCHS
+# maturin installs into the active environment, which is ours whatever the caller's is.
+export VIRTUAL_ENV := $(abspath $(VENV))
+unexport CONDA_PREFIX
 export PYO3_PYTHON := $(abspath $(BIN)/python)
 # nvcc from PyPI lies apart from the packages: torch brings a CUDA runtime of its own version.
 export QDP_NVCC ?= $(abspath $(VENV)/nvcc/nvidia/cu13/bin/nvcc)
