@@ -1,7 +1,8 @@
 """Pack what a GPU machine without Rust, a network or this repository needs into ``gpu-bundle/``.
 
 The folder holds a release wheel, the Rust tests and benchmarks of qdp-core as stripped binaries,
-the Python tests and benchmarks, and ``run.sh``, which says what it can do with them.
+the Python tests and benchmarks, and ``run.sh``, which says what it can do with them. Arguments go
+to ``cargo test``.
 """
 
 from __future__ import annotations
@@ -56,7 +57,9 @@ def main() -> None:
     subprocess.run(
         [maturin, "build", "--release", "--out", BUNDLE / "wheels"], cwd=ROOT, check=True
     )
-    copy_binaries(cargo_binaries(["test", "--release"], {"lib", "test"}), BUNDLE / "rust-tests")
+    copy_binaries(
+        cargo_binaries(["test", "--release", *sys.argv[1:]], {"lib", "test"}), BUNDLE / "rust-tests"
+    )
     copy_binaries(cargo_binaries(["bench"], {"bench"}), BUNDLE / "rust-benches")
     copy_tree("tests/python")
     copy_tree("benches")

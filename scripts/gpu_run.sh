@@ -11,6 +11,7 @@
 # a temporary folder. PYTHON names the interpreter; wheels in the folder QDP_EXTRA_WHEELS are
 # installed too (peers to compare with).
 set -euo pipefail
+shopt -s nullglob
 
 usage() { sed -n '2,/^set /{/^#/s/^# \{0,1\}//p}' "${BASH_SOURCE[0]}" >&2; exit 2; }
 [ $# -ge 1 ] || usage
@@ -50,7 +51,7 @@ sanitize() {
         try "${check[@]}" "${run_pytest[@]}" --timeout=0 -m sanitize
         unset PYTORCH_NO_CUDA_MEMORY_CACHING
         for binary in rust-tests/*gpu*; do
-            [ ! -e "$binary" ] || try "${check[@]}" "$binary" --test-threads=1
+            try "${check[@]}" "$binary" --test-threads=1
         done
     done
 }
