@@ -226,7 +226,7 @@ impl CudaBackend {
                 self.launch(plan, args(&on_device), ticket, false, stream)?;
                 Ok(Encoded { ticket: Some(ticket), captured: false })
             }
-            device if device == self.device() => {
+            device @ Device::Cuda(_) if device == self.device() => {
                 if captured && validate_now {
                     return Err(Error::Capturing {
                         call: "validate=\"now\"",
