@@ -56,7 +56,7 @@ pub(crate) fn import(object: &Bound<'_, PyAny>) -> Result<Samples> {
     };
     let table = combine(chunks, field.data_type())?;
     if table.null_count() > 0 {
-        return Err(nulls("data", table.null_count()));
+        return Err(nulls("", table.null_count()));
     }
     let columns = table.as_struct().columns();
     match (fields.as_ref(), columns) {
@@ -112,8 +112,8 @@ fn equal_lists<O: OffsetSizeTrait>(
     if let Some((row, length)) = lengths().enumerate().find(|&(_, length)| length != features) {
         return Err(Error::Shape {
             argument: "data",
-            expected: format!("lists of one length in column {name:?} ({features} in row 0)"),
-            got: format!("{length} in row {row}"),
+            expected: format!("(batch, {features}) in {}", place(name)),
+            got: format!("{length} values in row {row}"),
         }
         .into());
     }
@@ -203,7 +203,7 @@ fn numbers(array: &ArrayRef, name: &str) -> Result<(ArrayRef, DType)> {
         Some(dtype) => Ok((Arc::clone(array), dtype)),
         None => Err(Error::DType {
             argument: "data",
-            expected: format!("numbers or lists of numbers in column {name:?}"),
+            expected: format!("numbers or lists of numbers in {}", place(name)),
             got: array.data_type().to_string(),
         }
         .into()),
@@ -235,8 +235,12 @@ fn check_nulls(array: &ArrayRef, name: &str) -> Result<()> {
 }
 
 fn nulls(name: &str, count: usize) -> crate::errors::Failure {
-    let expected = format!("no nulls in column {name:?}");
+    let expected = format!("no nulls in {}", place(name));
     Error::invalid("data", expected, format!("{count} null(s)")).into()
+}
+
+fn place(name: &str) -> String {
+    if name.is_empty() { "the array".to_owned() } else { format!("column {name:?}") }
 }
 
 fn raised(error: ArrowError) -> PyErr {

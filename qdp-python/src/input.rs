@@ -3,15 +3,16 @@
 use crate::arrow::{self, Samples};
 use crate::errors::{Failure, Result, because, first_line, invalid_because};
 use crate::exchange::{Table, resolve_torch};
-use crate::layout::{Layout, device_of_dlpack, unusable};
+use crate::layout::{Layout, SHAPES, device_of_dlpack, unusable};
 use dlpark::ffi::{DLDevice, DLDeviceType};
 use dlpark::python::consumer::stream::cuda;
 use dlpark::python::{DlpackStream, ImportRequest, ImportedDlpack, StreamArg};
 use numpy::{PyUntypedArray, PyUntypedArrayMethods};
-use pyo3::exceptions::{PyMemoryError, PyValueError};
+use pyo3::exceptions::{PyMemoryError, PyTypeError};
 use pyo3::intern;
 use pyo3::prelude::*;
 use pyo3::sync::PyOnceLock;
+use pyo3::types::PyDict;
 use qdp_core::cuda::RawStream;
 use qdp_core::{Device, Engine, Error, Input};
 use std::ffi::c_void;
@@ -163,13 +164,14 @@ impl<'py> Data<'py> {
             if error.is_instance_of::<PyMemoryError>(py) {
                 return Failure::Python(error);
             }
-            if !error.is_instance_of::<PyValueError>(py) {
+            let ragged = first_line(py, &error).contains("inhomogeneous");
+            if !ragged {
                 return invalid_because(py, ARGUMENT, "numbers", error);
             }
             let ragged = Error::Shape {
                 argument: ARGUMENT,
-                expected: "samples of one length".to_owned(),
-                got: first_line(py, &error),
+                expected: SHAPES.to_owned(),
+                got: "samples of different lengths".to_owned(),
             };
             because(py, ragged, error)
         })?;
@@ -221,7 +223,13 @@ pub(crate) fn import_dlpack(
         }
     }
     let consumer = stream.map(ConsumerStream);
-    let imported = request.import(consumer.as_ref().map(|s| s as &dyn DlpackStream), None)?;
+    let imported = match request.import(consumer.as_ref().map(|s| s as &dyn DlpackStream), None) {
+        // A producer from before DLPack 1.0 does not know all arguments.
+        Err(error) if error.is_instance_of::<PyTypeError>(object.py()) => {
+            import_old_dlpack(object, stream)?
+        }
+        imported => imported?,
+    };
     let layout = {
         let tensor = imported
             .validate()
@@ -229,6 +237,20 @@ pub(crate) fn import_dlpack(
         Layout::of_dlpack(argument, &tensor)?
     };
     Ok((layout, imported, stream))
+}
+
+/// Imports by the first form of `__dlpack__`, whose only argument is the stream.
+fn import_old_dlpack(
+    object: &Bound<'_, PyAny>,
+    stream: Option<RawStream>,
+) -> PyResult<ImportedDlpack> {
+    let py = object.py();
+    let arguments = PyDict::new(py);
+    if let Some(stream) = stream {
+        arguments.set_item(intern!(py, "stream"), stream.handle())?;
+    }
+    let capsule = object.call_method(intern!(py, "__dlpack__"), (), Some(&arguments))?;
+    ImportRequest::new(capsule.as_borrowed())?.import(None, None)
 }
 
 /// The stream that a producer is asked to make its tensor ready on.

@@ -8,6 +8,9 @@ use pyo3::prelude::*;
 use qdp_core::{DType, Device, Error, Output, Precision};
 use std::ops::Range;
 
+/// The shapes that arrays may have.
+pub(crate) const SHAPES: &str = "(values,) or (batch, values)";
+
 /// A described array. It owns nothing and says nothing about how long the memory is valid.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Layout {
@@ -35,7 +38,7 @@ impl Layout {
             _ => {
                 return Err(Error::Shape {
                     argument,
-                    expected: "one or two dimensions".to_owned(),
+                    expected: SHAPES.to_owned(),
                     got: shape_text(shape),
                 }
                 .into());
@@ -174,7 +177,7 @@ pub(crate) fn unusable(argument: &'static str, got: String) -> crate::errors::Fa
     let expected = if argument == "out" {
         "complex64 or complex128"
     } else {
-        "a bool, integer, float or complex type of at most 64 bits per part"
+        "bool, an integer, float16, bfloat16, float32, float64 or complex"
     };
     Error::DType { argument, expected: expected.to_owned(), got }.into()
 }
