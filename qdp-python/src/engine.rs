@@ -1,0 +1,376 @@
+//! `Engine` and `Plan`, and the one function that every encode goes through.
+
+use crate::errors::{Failure, Result};
+use crate::exchange::Table;
+use crate::input::Data;
+use crate::layout::Layout;
+use crate::options::{self, SpecArgs};
+use crate::output::Target;
+use crate::plan::Plan;
+use crate::state::StateBatch;
+use dlpark::versioned::Dlpack;
+use parking_lot::RwLock;
+use pyo3::prelude::*;
+use pyo3::types::PyDict;
+use qdp_core::cuda::{Encoded, RawStream};
+use qdp_core::{DType, Device, EncodeOptions, EncodeSpec, Encoding, Error, Precision};
+use std::collections::HashMap;
+use std::sync::LazyLock;
+
+/// Results on the host above this size are compared with free memory before a framework is asked
+/// for them: an overcommitting system would grant anything and end the process later.
+const CHECK_BYTES: u128 = 256 << 20;
+
+/// The process's engine for a device: what tensors are encoded with where no engine is named.
+pub(crate) fn shared(device: Device) -> Result<qdp_core::Engine> {
+    static ENGINES: LazyLock<RwLock<HashMap<Device, qdp_core::Engine>>> =
+        LazyLock::new(RwLock::default);
+    if let Some(engine) = ENGINES.read().get(&device) {
+        return Ok(engine.clone());
+    }
+    // Not under the lock: opening may take a while, and whoever waits may hold the GIL. Of two
+    // that open at once, one stays.
+    let engine = qdp_core::Engine::open(device)?;
+    Ok(ENGINES.write().entry(device).or_insert(engine).clone())
+}
+
+/// One encode: what to compute and how, apart from the arrays.
+pub(crate) struct Call<'a> {
+    pub(crate) engine: &'a qdp_core::Engine,
+    pub(crate) spec: &'a EncodeSpec,
+    pub(crate) precision: Option<Precision>,
+    pub(crate) stream: Option<RawStream>,
+    pub(crate) validate_now: bool,
+}
+
+impl Call<'_> {
+    /// Encodes into `out`, or into new memory.
+    pub(crate) fn encode(
+        &self,
+        data: &Bound<'_, PyAny>,
+        out: Option<&Bound<'_, PyAny>>,
+    ) -> Result<StateBatch> {
+        let py = data.py();
+        let Some(out) = out else {
+            let data = Data::import(data, self.engine, self.stream)?;
+            let options = self.options(&data, None);
+            let state = self.encode_new(py, &data, &options);
+            self.release(data, &options);
+            return Ok(StateBatch::new(state?, false));
+        };
+        let mut target = Target::import(out, self.engine, self.stream)?;
+        let (options, encoded) = self.write(data, &mut target)?;
+        let single = target.layout.single;
+        let layout = target.layout;
+        let precision = target.precision;
+        let state = self.adopt(layout, precision, &options, encoded, target.into_owner())?;
+        Ok(StateBatch::new(state, single))
+    }
+
+    /// Encodes into `target`.
+    pub(crate) fn write(
+        &self,
+        data: &Bound<'_, PyAny>,
+        target: &mut Target,
+    ) -> Result<(EncodeOptions, Encoded)> {
+        let py = data.py();
+        if let Some(forced) = self.precision.filter(|&forced| forced != target.precision) {
+            return Err(Error::DType {
+                argument: "out",
+                expected: forced.to_string(),
+                got: target.precision.to_string(),
+            }
+            .into());
+        }
+        let data = Data::import(data, self.engine, self.stream.or(target.stream))?;
+        if data.layout.may_overlap(&target.layout) {
+            return Err(Error::invalid("out", "memory apart from data's", "an overlap").into());
+        }
+        let options = self.options(&data, target.stream);
+        let result = {
+            let (input, mut output) = (data.input(), target.output());
+            let encode = || self.engine.encode_into(&input, self.spec, &mut output, &options);
+            self.run(py, &data, encode)
+        };
+        self.release(data, &options);
+        let encoded = result?;
+        if target.wait {
+            py.detach(|| self.engine.synchronize())?;
+        }
+        Ok((options, encoded))
+    }
+
+    /// Describes encoded memory of `owner`'s, laid out as `layout` says, as states.
+    fn adopt(
+        &self,
+        layout: Layout,
+        precision: Precision,
+        options: &EncodeOptions,
+        encoded: Encoded,
+        owner: Box<dyn Send + Sync>,
+    ) -> Result<qdp_core::StateBatch> {
+        let qubits = self.spec.num_qubits();
+        // SAFETY: the memory that was just encoded into is the owner's, which goes along.
+        unsafe {
+            let mut output = layout.output(precision);
+            Ok(self.engine.adopt(&mut output, qubits, encoded, options.stream, owner)?)
+        }
+    }
+
+    /// Encodes into new memory: torch's where the data is a tensor on a GPU, so that it is ordered
+    /// with torch's stream and legal while that is captured, else the engine's.
+    fn encode_new(
+        &self,
+        py: Python<'_>,
+        data: &Data<'_>,
+        options: &EncodeOptions,
+    ) -> Result<qdp_core::StateBatch> {
+        let on_device = data.layout.device != Device::Cpu;
+        match data.table.filter(|_| on_device) {
+            Some(table) if Table::torch(py)? == Some(table) => {
+                let tensor = self.encode_tensor(py, data, table, options)?;
+                let Tensor { memory, layout, precision, encoded } = tensor;
+                self.adopt(layout, precision, options, encoded, Box::new(memory))
+            }
+            _ => {
+                let input = data.input();
+                Ok(self.run(py, data, || self.engine.encode_with(&input, self.spec, options))?)
+            }
+        }
+    }
+
+    /// Encodes into a new tensor of the framework's that `table` belongs to.
+    pub(crate) fn encode_tensor(
+        &self,
+        py: Python<'_>,
+        data: &Data<'_>,
+        table: Table,
+        options: &EncodeOptions,
+    ) -> Result<Tensor> {
+        let input = data.input();
+        let plan = self.engine.plan(&input, self.spec, self.precision)?;
+        let (device, precision) = (data.layout.device, plan.precision());
+        let shape = (input.batch(), self.spec.dim());
+        let bytes = plan.output_bytes(input.batch());
+        if device == Device::Cpu && bytes > CHECK_BYTES {
+            let free = self.engine.memory_info()?.free;
+            if free > 0 && bytes > u128::from(free) {
+                return Err(out_of_memory(self.engine, bytes));
+            }
+        }
+        let memory = table.allocate(self.engine, precision, shape)?;
+        // SAFETY: the tensor is new and nobody else's.
+        let ptr = unsafe {
+            let tensor = memory.tensor();
+            tensor.data.cast::<u8>().wrapping_add(tensor.byte_offset as usize)
+        };
+        let layout = Layout {
+            ptr,
+            dtype: match precision {
+                Precision::Complex64 => DType::C64,
+                Precision::Complex128 => DType::C128,
+            },
+            device,
+            shape,
+            strides: (shape.1 as isize, 1),
+            single: false,
+        };
+        // SAFETY: the memory is the new tensor's: of this shape, without gaps, aligned as every
+        // allocation of a framework, and used by nobody else.
+        let mut output = unsafe { layout.output(precision) };
+        let encode = || self.engine.encode_into(&input, self.spec, &mut output, options);
+        let encoded = self.run(py, data, encode)?;
+        Ok(Tensor { memory, layout, precision, encoded })
+    }
+
+    pub(crate) fn options(&self, data: &Data<'_>, out: Option<RawStream>) -> EncodeOptions {
+        EncodeOptions {
+            precision: self.precision,
+            stream: self.stream.or(data.stream).or(out),
+            validate_now: self.validate_now,
+        }
+    }
+
+    /// Runs work of the core. What computes or waits does so without the GIL; enqueueing a kernel
+    /// is over sooner than the GIL would be given up and taken back.
+    fn run<T: Send>(&self, py: Python<'_>, data: &Data<'_>, work: impl FnOnce() -> T + Send) -> T {
+        if data.layout.device == Device::Cpu || self.validate_now {
+            py.detach(work)
+        } else {
+            work()
+        }
+    }
+
+    /// Lets the data go, or hands it to the engine where the device may still be reading it.
+    fn release(&self, data: Data<'_>, options: &EncodeOptions) {
+        let stream = options.stream.or_else(|| self.engine.stream());
+        if let (Some(owner), Some(stream)) = (data.into_device_owner(), stream) {
+            // Where this fails, the owner is dropped: the context is broken, and nothing runs in
+            // it any more.
+            let _ = self.engine.keep_until_done(stream, owner);
+        }
+    }
+}
+
+/// An encoded tensor of a framework's.
+pub(crate) struct Tensor {
+    pub(crate) memory: Dlpack,
+    layout: Layout,
+    precision: Precision,
+    encoded: Encoded,
+}
+
+/// The error for a result that does not fit a device.
+pub(crate) fn out_of_memory(engine: &qdp_core::Engine, needed: u128) -> Failure {
+    let memory = engine.memory_info();
+    Error::OutOfMemory {
+        device: engine.device().to_string(),
+        needed: u64::try_from(needed).unwrap_or(u64::MAX),
+        free: memory.as_ref().map_or(0, |memory| memory.free),
+        total: memory.as_ref().map_or(0, |memory| memory.total),
+        hint: "lower num_qubits or the batch size, or use precision=\"complex64\"",
+    }
+    .into()
+}
+
+/// Encodes classical data into batches of quantum states on one device.
+///
+/// device is "cpu", "cuda" (the first GPU), "cuda:N" or None ("cuda:0" where it is usable, else
+/// "cpu"). precision is "complex64", "complex128" or None, which follows each input: float64,
+/// complex128 and 64-bit integers give complex128, everything else complex64. An engine may be
+/// shared by threads.
+///
+/// Raises DeviceUnavailableError when a device is named and cannot be opened.
+#[pyclass(frozen, module = "qdp", name = "Engine")]
+pub(crate) struct Engine {
+    engine: qdp_core::Engine,
+    precision: Option<Precision>,
+}
+
+#[pymethods]
+impl Engine {
+    #[new]
+    #[pyo3(signature = (device=None, *, precision=None))]
+    fn new(py: Python<'_>, device: Option<&str>, precision: Option<&str>) -> Result<Self> {
+        let precision = precision.map(options::precision).transpose()?;
+        let engine = match device {
+            None => py.detach(qdp_core::Engine::open_default),
+            Some(name) => {
+                let device: Device = name.parse()?;
+                py.detach(|| qdp_core::Engine::open(device))?
+            }
+        };
+        Ok(Self { engine, precision })
+    }
+
+    /// The device, "cpu" or "cuda:N".
+    #[getter]
+    fn device(&self) -> String {
+        self.engine.device().to_string()
+    }
+
+    /// The precision of every result, or None where it follows the input.
+    #[getter]
+    fn precision(&self) -> Option<&'static str> {
+        self.precision.map(Precision::name)
+    }
+
+    fn __repr__(&self) -> String {
+        let precision = self.precision().map_or("None".to_owned(), |name| format!("'{name}'"));
+        format!("Engine('{}', precision={precision})", self.engine.device())
+    }
+
+    /// Encode a sample, shape (features,), or a batch of samples, shape (batch, features).
+    ///
+    /// data is a NumPy array, a torch tensor, any array with __dlpack__, any Arrow array or table,
+    /// or nested lists; the result is a StateBatch of shape (batch, 2**num_qubits), or a view of
+    /// out.
+    ///
+    /// validate="deferred" reports bad values of data on a device when the states are read or
+    /// checked, "now" at the call; data on the host is always checked at the call. stream is the
+    /// CUDA stream to work on: an integer handle or a stream object; without one, that of the
+    /// tensor's framework, or the engine's own. out is a writable complex64 or complex128 array of
+    /// shape (batch, 2**num_qubits) on the engine's device.
+    #[pyo3(signature = (
+        data, num_qubits, encoding="amplitude", *, rotation=None, reps=None, entanglement=None,
+        convention="qdp", validate="deferred", stream=None, out=None,
+    ))]
+    #[allow(clippy::too_many_arguments)] // one per keyword of the public method
+    fn encode<'py>(
+        &self,
+        data: &Bound<'py, PyAny>,
+        num_qubits: &Bound<'py, PyAny>,
+        encoding: &str,
+        rotation: Option<&str>,
+        reps: Option<&Bound<'py, PyAny>>,
+        entanglement: Option<&Bound<'py, PyAny>>,
+        convention: &str,
+        validate: &str,
+        stream: Option<&Bound<'py, PyAny>>,
+        out: Option<&Bound<'py, PyAny>>,
+    ) -> Result<StateBatch> {
+        let spec =
+            SpecArgs { num_qubits, encoding, rotation, reps, entanglement, convention }.parse()?;
+        let call = Call {
+            engine: &self.engine,
+            spec: &spec,
+            precision: self.precision,
+            stream: options::stream_for(&self.engine, stream)?,
+            validate_now: options::validate_now(validate)?,
+        };
+        call.encode(data, out)
+    }
+
+    /// Resolve an encoding once, to call it on one batch after another.
+    #[pyo3(signature = (
+        num_qubits, encoding="amplitude", *, rotation=None, reps=None, entanglement=None,
+        convention="qdp",
+    ))]
+    fn plan(
+        &self,
+        num_qubits: &Bound<'_, PyAny>,
+        encoding: &str,
+        rotation: Option<&str>,
+        reps: Option<&Bound<'_, PyAny>>,
+        entanglement: Option<&Bound<'_, PyAny>>,
+        convention: &str,
+    ) -> Result<Plan> {
+        let spec =
+            SpecArgs { num_qubits, encoding, rotation, reps, entanglement, convention }.parse()?;
+        Ok(Plan { engine: self.engine.clone(), precision: self.precision, spec })
+    }
+
+    /// Wait for what was enqueued and raise the first thing that validation on the device found.
+    fn check(&self, py: Python<'_>) -> Result<()> {
+        Ok(py.detach(|| self.engine.check())?)
+    }
+
+    /// Wait until everything that the engine enqueued on its own stream is done.
+    fn synchronize(&self, py: Python<'_>) -> Result<()> {
+        Ok(py.detach(|| self.engine.synchronize())?)
+    }
+
+    /// Memory of the device in bytes: "free", "total", and of the engine's pool "reserved", "used".
+    fn memory_info<'py>(&self, py: Python<'py>) -> Result<Bound<'py, PyDict>> {
+        let memory = py.detach(|| self.engine.memory_info())?;
+        let info = PyDict::new(py);
+        info.set_item("free", memory.free)?;
+        info.set_item("total", memory.total)?;
+        info.set_item("reserved", memory.reserved)?;
+        info.set_item("used", memory.used)?;
+        Ok(info)
+    }
+
+    /// Values per sample that an encoding takes; for amplitude the most, for basis the bits.
+    #[pyo3(signature = (num_qubits, encoding))]
+    fn num_features(&self, num_qubits: &Bound<'_, PyAny>, encoding: &str) -> Result<usize> {
+        let encoding = Encoding::parse(encoding, None, None, None)?;
+        Ok(EncodeSpec::new(encoding, options::num_qubits(num_qubits)?)?.num_features())
+    }
+}
+
+/// Tells the core that the process is about to end.
+#[pyfunction]
+pub(crate) fn begin_shutdown() {
+    qdp_core::cuda::begin_shutdown();
+}

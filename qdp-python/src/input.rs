@@ -1,0 +1,279 @@
+//! Data of the caller's, borrowed as the core's [`Input`].
+
+use crate::arrow::{self, Samples};
+use crate::errors::{Failure, Result, because, first_line, invalid_because};
+use crate::exchange::{Table, resolve_torch};
+use crate::layout::{Layout, SHAPES, device_of_dlpack, unusable};
+use dlpark::ffi::{DLDevice, DLDeviceType};
+use dlpark::python::consumer::stream::cuda;
+use dlpark::python::{DlpackStream, ImportRequest, ImportedDlpack, StreamArg};
+use numpy::{PyUntypedArray, PyUntypedArrayMethods};
+use pyo3::exceptions::{PyMemoryError, PyTypeError};
+use pyo3::intern;
+use pyo3::prelude::*;
+use pyo3::sync::PyOnceLock;
+use pyo3::types::PyDict;
+use qdp_core::cuda::RawStream;
+use qdp_core::{Device, Engine, Error, Input};
+use std::ffi::c_void;
+use std::ptr;
+
+const ARGUMENT: &str = "data";
+
+/// Data of the caller's: where it lies, and what keeps it there.
+pub(crate) struct Data<'py> {
+    pub(crate) layout: Layout,
+    /// Where data on a device is ready.
+    pub(crate) stream: Option<RawStream>,
+    /// The exchange table that describes the data, where one does.
+    pub(crate) table: Option<Table>,
+    owner: Owner<'py>,
+}
+
+/// What keeps the described memory valid: held, never looked at.
+enum Owner<'py> {
+    Object(#[allow(dead_code)] Bound<'py, PyAny>),
+    Dlpack(ImportedDlpack),
+    Arrow(#[allow(dead_code)] Samples),
+}
+
+impl<'py> Data<'py> {
+    /// Borrows whatever a caller may pass as data for `engine`. Data on a device is made ready on
+    /// `stream`, or where that is `None`, on its producer's stream or the engine's.
+    pub(crate) fn import(
+        object: &Bound<'py, PyAny>,
+        engine: &Engine,
+        stream: Option<RawStream>,
+    ) -> Result<Self> {
+        if let Ok(array) = object.cast::<PyUntypedArray>() {
+            return Self::from_numpy(array);
+        }
+        if let Some(table) = Table::of(object)?
+            && let Some(data) = Self::from_table(table, object, stream)?
+        {
+            return Ok(data);
+        }
+        if let Some(data) = Self::from_arrow(object)? {
+            return Ok(data);
+        }
+        if object.hasattr(intern!(object.py(), "__dlpack__"))? {
+            match Self::from_dlpack(object, engine, stream) {
+                Ok(data) => return Ok(data),
+                // A producer that cannot export (an array that is read-only, say) may have values
+                // nonetheless.
+                Err(Failure::Python(error)) => {
+                    if !object.hasattr(intern!(object.py(), "__array__"))? {
+                        let expected = "an array that DLPack can describe";
+                        return Err(invalid_because(object.py(), ARGUMENT, expected, error));
+                    }
+                }
+                Err(error) => return Err(error),
+            }
+        }
+        Self::from_values(object)
+    }
+
+    fn from_numpy(array: &Bound<'py, PyUntypedArray>) -> Result<Self> {
+        let py = array.py();
+        refuse_mask(array)?;
+        let (layout, array) = match Layout::of_numpy(ARGUMENT, array)? {
+            Some(layout) => (layout, array.clone()),
+            None => {
+                let native = array.dtype().call_method1(intern!(py, "newbyteorder"), ("=",))?;
+                let copy = array.call_method1(intern!(py, "astype"), (native,))?;
+                let copy = copy.cast_into::<PyUntypedArray>().map_err(PyErr::from)?;
+                let layout = Layout::of_numpy(ARGUMENT, &copy)?
+                    .ok_or_else(|| unusable(ARGUMENT, copy.dtype().to_string()))?;
+                (layout, copy)
+            }
+        };
+        Ok(Self { layout, stream: None, table: None, owner: Owner::Object(array.into_any()) })
+    }
+
+    /// Borrows through an exchange table; `None` where it cannot describe the object, or not for
+    /// work on `stream`.
+    pub(crate) fn from_table(
+        table: Table,
+        object: &Bound<'py, PyAny>,
+        stream: Option<RawStream>,
+    ) -> Result<Option<Self>> {
+        let Some(mut layout) = table.layout(ARGUMENT, object)? else { return Ok(None) };
+        let mut object = object.clone();
+        if Table::torch(object.py())? == Some(table)
+            && let Some(resolved) = resolve_torch(ARGUMENT, &object, layout.dtype)?
+        {
+            let Some(plain) = table.layout(ARGUMENT, &resolved)? else { return Ok(None) };
+            (layout, object) = (plain, resolved);
+        }
+        let ready = match layout.device {
+            Device::Cpu => None,
+            Device::Cuda(ordinal) => Some(table.current_stream(object.py(), ordinal)?),
+        };
+        // The memory is ordered with the producer's stream. For work on another one the producer
+        // has to be asked, which is what `__dlpack__` does.
+        if stream.is_some() && ready.is_some() && ready != stream {
+            return Ok(None);
+        }
+        Ok(Some(Self { layout, stream: ready, table: Some(table), owner: Owner::Object(object) }))
+    }
+
+    fn from_arrow(object: &Bound<'py, PyAny>) -> Result<Option<Self>> {
+        let py = object.py();
+        if !object.hasattr(intern!(py, "__arrow_c_array__"))?
+            && !object.hasattr(intern!(py, "__arrow_c_stream__"))?
+        {
+            return Ok(None);
+        }
+        // pandas hands its index over as one more column, so its values are taken instead.
+        let module = object.get_type().module()?;
+        if module.to_str().is_ok_and(|name| name == "pandas" || name.starts_with("pandas.")) {
+            return Ok(None);
+        }
+        let samples = arrow::import(object).map_err(|failure| match failure {
+            Failure::Python(error) => {
+                invalid_because(py, ARGUMENT, "Arrow data that can be read", error)
+            }
+            core @ Failure::Core(_) => core,
+        })?;
+        let source = (samples.as_ptr().cast_mut(), samples.dtype, Device::Cpu);
+        let features = samples.features;
+        let layout = match samples.batch {
+            None => Layout::new(ARGUMENT, source, &[features], &[1])?,
+            Some(batch) => {
+                Layout::new(ARGUMENT, source, &[batch, features], &[features as isize, 1])?
+            }
+        };
+        Ok(Some(Self { layout, stream: None, table: None, owner: Owner::Arrow(samples) }))
+    }
+
+    fn from_dlpack(
+        object: &Bound<'py, PyAny>,
+        engine: &Engine,
+        stream: Option<RawStream>,
+    ) -> Result<Self> {
+        let (layout, imported, stream) = import_dlpack(ARGUMENT, object, engine, stream)?;
+        Ok(Self { layout, stream, table: None, owner: Owner::Dlpack(imported) })
+    }
+
+    /// Lists, tuples, numbers and whatever else NumPy makes an array of.
+    fn from_values(object: &Bound<'py, PyAny>) -> Result<Self> {
+        static ASARRAY: PyOnceLock<Py<PyAny>> = PyOnceLock::new();
+        let py = object.py();
+        let asarray = ASARRAY.import(py, "numpy", "asarray")?;
+        let array = asarray.call1((object,)).map_err(|error| {
+            if error.is_instance_of::<PyMemoryError>(py) {
+                return Failure::Python(error);
+            }
+            let ragged = first_line(py, &error).contains("inhomogeneous");
+            if !ragged {
+                return invalid_because(py, ARGUMENT, "numbers", error);
+            }
+            let ragged = Error::Shape {
+                argument: ARGUMENT,
+                expected: SHAPES.to_owned(),
+                got: "samples of different lengths".to_owned(),
+            };
+            because(py, ragged, error)
+        })?;
+        Self::from_numpy(array.cast::<PyUntypedArray>()?)
+    }
+
+    /// The data as the core reads it.
+    pub(crate) fn input(&self) -> Input<'_> {
+        let Layout { ptr, dtype, device, shape, strides, .. } = self.layout;
+        // SAFETY: the layout came from a producer that vouches for it, with alignment checked
+        // where it is not the producer's to keep; `owner` keeps the memory for as long as `self`
+        // is borrowed. That nobody writes meanwhile is the caller's side of passing an array.
+        unsafe { Input::from_raw(ptr, dtype, device, shape, strides) }
+    }
+
+    /// What has to live until the device has read the data; nothing where the producer frees in
+    /// the order of its stream.
+    pub(crate) fn into_device_owner(self) -> Option<Box<dyn Send>> {
+        match self.owner {
+            Owner::Dlpack(tensor) if self.layout.device != Device::Cpu => Some(Box::new(tensor)),
+            _ => None,
+        }
+    }
+}
+
+/// Imports by `__dlpack__`; a device's tensor is made ready on `stream` or the engine's own, which
+/// is named in the answer.
+pub(crate) fn import_dlpack(
+    argument: &'static str,
+    object: &Bound<'_, PyAny>,
+    engine: &Engine,
+    stream: Option<RawStream>,
+) -> Result<(Layout, ImportedDlpack, Option<RawStream>)> {
+    let request = ImportRequest::new(object.as_borrowed())?;
+    // A producer too old to say where it is can only be on the host.
+    let device_type = request.device().map_or(DLDeviceType::CPU, |device| device.device_type);
+    let on_device = matches!(device_type, DLDeviceType::CUDA | DLDeviceType::CUDAMANAGED);
+    let stream = stream.or_else(|| engine.stream()).filter(|_| on_device);
+    if on_device {
+        // Asked first, as the engine's stream means nothing to another device.
+        let device = device_of_dlpack(argument, request.device()?)?;
+        if device != engine.device() {
+            return Err(Error::DeviceMismatch {
+                argument,
+                expected: engine.device().to_string(),
+                got: device.to_string(),
+            }
+            .into());
+        }
+    }
+    let consumer = stream.map(ConsumerStream);
+    let imported = match request.import(consumer.as_ref().map(|s| s as &dyn DlpackStream), None) {
+        // A producer from before DLPack 1.0 does not know all arguments.
+        Err(error) if error.is_instance_of::<PyTypeError>(object.py()) => {
+            import_old_dlpack(object, stream)?
+        }
+        imported => imported?,
+    };
+    let layout = {
+        let tensor = imported
+            .validate()
+            .map_err(|error| Error::invalid(argument, "a valid DLPack tensor", error))?;
+        Layout::of_dlpack(argument, &tensor)?
+    };
+    Ok((layout, imported, stream))
+}
+
+/// Imports by the first form of `__dlpack__`, whose only argument is the stream.
+fn import_old_dlpack(
+    object: &Bound<'_, PyAny>,
+    stream: Option<RawStream>,
+) -> PyResult<ImportedDlpack> {
+    let py = object.py();
+    let arguments = PyDict::new(py);
+    if let Some(stream) = stream {
+        arguments.set_item(intern!(py, "stream"), stream.handle())?;
+    }
+    let capsule = object.call_method(intern!(py, "__dlpack__"), (), Some(&arguments))?;
+    ImportRequest::new(capsule.as_borrowed())?.import(None, None)
+}
+
+/// The stream that a producer is asked to make its tensor ready on.
+struct ConsumerStream(RawStream);
+
+// SAFETY: the handle is the engine's own stream, or one that the caller vouches for, and CUDA's
+// convention for it is the one that `cuda` writes.
+unsafe impl DlpackStream for ConsumerStream {
+    fn as_python_arg(&self, _py: Python<'_>, _device: DLDevice) -> PyResult<StreamArg> {
+        Ok(cuda(ptr::with_exposed_provenance_mut::<c_void>(self.0.handle())))
+    }
+}
+
+/// A masked array's hidden values are no data.
+fn refuse_mask(array: &Bound<'_, PyUntypedArray>) -> Result<()> {
+    let py = array.py();
+    if array.get_type().is(py.get_type::<PyUntypedArray>()) {
+        return Ok(());
+    }
+    let Some(mask) = array.getattr_opt(intern!(py, "mask"))? else { return Ok(()) };
+    let any = py.import(intern!(py, "numpy"))?.call_method1(intern!(py, "any"), (mask,))?;
+    if any.is_truthy()? {
+        return Err(Error::invalid(ARGUMENT, "no masked values", "some").into());
+    }
+    Ok(())
+}

@@ -1,0 +1,48 @@
+//! QDP's Python module: engines, states, and arrays of every kind in and out.
+//!
+//! Only glue: what an argument means (`options`), where an array's values lie (`input`, `output`,
+//! `layout`, `arrow`, `exchange`), how states leave (`state`, `dlpack`) and which exception a
+//! failure is (`errors`). Everything that computes or waits is the core's, and runs without the
+//! GIL.
+
+mod arrow;
+mod dlpack;
+mod engine;
+mod errors;
+mod exchange;
+mod info;
+mod input;
+mod layout;
+mod options;
+mod output;
+mod plan;
+mod state;
+mod tensor;
+
+/// The native module of the `qdp` package.
+#[pyo3::pymodule]
+mod _qdp {
+    use pyo3::prelude::*;
+
+    #[pymodule_export]
+    use crate::engine::Engine;
+    #[pymodule_export]
+    use crate::info::device_info;
+    #[pymodule_export]
+    use crate::plan::Plan;
+    #[pymodule_export]
+    use crate::state::StateBatch;
+    #[pymodule_export]
+    use crate::tensor::encode_tensor;
+
+    #[pymodule_init]
+    fn init(module: &Bound<'_, PyModule>) -> PyResult<()> {
+        let py = module.py();
+        module.add("__version__", env!("CARGO_PKG_VERSION"))?;
+        dlpark::python::install_exchange_api::<StateBatch>(py)?;
+        // Destructors that run later than this leave the driver alone: it may be gone before them.
+        let at_exit = pyo3::wrap_pyfunction!(crate::engine::begin_shutdown, module)?;
+        py.import("atexit")?.call_method1("register", (at_exit,))?;
+        Ok(())
+    }
+}
