@@ -26,7 +26,7 @@ impl SpecArgs<'_, '_> {
             self.encoding,
             self.rotation.map(rotation).transpose()?,
             self.reps.map(reps).transpose()?,
-            self.entanglement.map(entanglement).transpose()?,
+            self.entanglement.map(entanglement).transpose()?.as_ref(),
         )?;
         let spec = EncodeSpec::new(encoding, num_qubits(self.num_qubits)?)?;
         Ok(spec.with_convention(convention(self.convention)?))
