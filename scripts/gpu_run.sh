@@ -51,7 +51,7 @@ sanitize() {
         try "${check[@]}" "${run_pytest[@]}" --timeout=0 -m sanitize
         unset PYTORCH_NO_CUDA_MEMORY_CACHING
         for binary in rust-tests/*gpu*; do
-            try "${check[@]}" "$binary" --test-threads=1
+            try "${check[@]}" "$binary" sanitize --test-threads=1
         done
     done
 }
