@@ -79,7 +79,7 @@ class TestDeferredErrors:
         bad, good = self.bad_input(n, encoding, place, value)
         for encode in (gpu.encode, qdp.torch.encode):
             with pytest.raises(kind) as caught:
-                encode(bad, n, encoding, validate="now")  # type: ignore[operator]
+                encode(bad, n, encoding, validate="now")
             self.check_position(caught.value, place)
         gpu.check()  # raised at the call, so nothing is left to raise
         gpu.encode(on_device(good), n, encoding, validate="now")

@@ -59,7 +59,8 @@ def iqp_amplitude(x: Any, n: int, index: int) -> complex:
     for rows in torch.split(on_device(np.column_stack([outer, bits])), 1024):
         angle = rows[:, :1] + on_device(inner) + rows[:, 1:] @ cross.T
         total += complex(torch.cos(angle).sum().item(), torch.sin(angle).sum().item())
-    return total / 2**n
+    amplitude: complex = total / 2**n
+    return amplitude
 
 
 @pytest.mark.parametrize("precision", PRECISIONS)
