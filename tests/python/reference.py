@@ -61,7 +61,7 @@ def bits(n: int, convention: str) -> NDArray[np.int64]:
 def hadamard(n: int) -> NDArray[np.float64]:
     """H on each of n qubits, as one matrix."""
     h = np.array([[1.0, 1.0], [1.0, -1.0]]) / np.sqrt(2.0)
-    product = h
+    product: NDArray[np.float64] = h
     for _ in range(n - 1):
         product = np.kron(product, h)
     return product
