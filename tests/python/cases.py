@@ -14,8 +14,8 @@ if TYPE_CHECKING:
 
 QUBITS = range(1, 13)
 BATCH = 4
-PRECISIONS = ("complex64", "complex128")
-REAL = {"complex64": np.float32, "complex128": np.float64}
+PRECISIONS: tuple[Any, ...] = ("complex64", "complex128")
+REAL: dict[str, Any] = {"complex64": np.float32, "complex128": np.float64}
 
 
 def some_pairs(n: int) -> list[tuple[int, int]]:

@@ -8,18 +8,17 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 import qdp
+from devices import DEVICE
 
 if TYPE_CHECKING:
     from collections.abc import Callable
-
-GPU = "cuda:0"
 
 
 @cache
 def why_no_gpu() -> str:
     """What keeps this machine's GPU from being used, or nothing."""
     try:
-        qdp.Engine(GPU)
+        qdp.Engine(DEVICE)
     except qdp.DeviceUnavailableError as error:
         return str(error)
     return ""
@@ -34,7 +33,7 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
     pytest.skip(reason)
 
 
-@pytest.fixture(params=["cpu", pytest.param(GPU, marks=pytest.mark.gpu)])
+@pytest.fixture(params=["cpu", pytest.param(DEVICE, marks=pytest.mark.gpu)])
 def device(request: pytest.FixtureRequest) -> str:
     name: str = request.param
     return name
@@ -65,7 +64,7 @@ def cpu() -> qdp.Engine:
 @pytest.fixture
 def gpu() -> qdp.Engine:
     """A GPU engine of the test's own: its deferred errors stay with it."""
-    return qdp.Engine(GPU)
+    return qdp.Engine(DEVICE)
 
 
 def library(name: str) -> Any:

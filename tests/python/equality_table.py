@@ -31,7 +31,7 @@ def measure(
     device: str | None, *, max_qubits: int = 12, libraries: Sequence[str] = tuple(peers.PEERS)
 ) -> list[dict[str, Any]]:
     """The worst error per library, encoding, convention and dtype."""
-    engines = {p: qdp.Engine(device, precision=p) for p in PRECISIONS}  # type: ignore[arg-type]
+    engines = {p: qdp.Engine(device, precision=p) for p in PRECISIONS}
     worst: dict[tuple[str, str, str, str], float] = {}
     for library in libraries:
         for case in CASES:

@@ -91,14 +91,14 @@ def pennylane(
             for k in wires:
                 qml.Hadamard(k)
 
-    @qml.qnode(_pennylane_device(n), interface=None)
     def circuit(x: NDArray[Any]) -> Any:
         gates(x)
         return qml.state()
 
+    node = qml.QNode(circuit, _pennylane_device(n), interface=None)
     if encoding == "basis":  # BasisEmbedding takes one sample
-        return np.array([circuit(sample) for sample in x])
-    return np.asarray(circuit(x)).reshape(len(x), 2**n)
+        return np.array([node(sample) for sample in x])
+    return np.asarray(node(x)).reshape(len(x), 2**n)
 
 
 # Qiskit: qubit 0 is the least significant bit, rotations take half angles.
@@ -293,7 +293,7 @@ PEERS: dict[str, tuple[Peer, bool]] = {  # function, whether its order is big-en
 
 def states_by_convention(
     library: str, x: NDArray[Any], n: int, encoding: str, **options: Any
-) -> dict[str, Complex]:
+) -> dict[Any, Complex]:
     """A library's states in the order and with the angles of each convention."""
     peer, big_endian = PEERS[library]
     native = peer(x, n, encoding, **options)

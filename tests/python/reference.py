@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
     Complex = NDArray[np.complex128]
 
-CONVENTIONS = ("qdp", "qiskit", "pennylane")
+CONVENTIONS: tuple[Any, ...] = ("qdp", "qiskit", "pennylane")
 
 # Mathematically one state has one value; two ways of computing it differ by a few roundings of
 # the result plus the rounding of the phases, which grows with the sum of their magnitudes.
@@ -61,7 +61,10 @@ def bits(n: int, convention: str) -> NDArray[np.int64]:
 def hadamard(n: int) -> NDArray[np.float64]:
     """H on each of n qubits, as one matrix."""
     h = np.array([[1.0, 1.0], [1.0, -1.0]]) / np.sqrt(2.0)
-    return reduce(np.kron, [h] * n, np.eye(1))
+    product: NDArray[np.float64] = h
+    for _ in range(n - 1):
+        product = np.kron(product, h)
+    return product
 
 
 def apply_hadamards(states: Complex, n: int) -> Complex:
@@ -115,7 +118,8 @@ def basis(x: NDArray[Any], n: int, convention: str) -> Complex:
 
 def phase(x: NDArray[Any], n: int, convention: str) -> Complex:
     theta = x @ bits(n, convention).T
-    return np.exp(1j * theta) / np.sqrt(2.0**n)
+    states: Complex = np.exp(1j * theta) / np.sqrt(2.0**n)
+    return states
 
 
 def iqp(x: NDArray[Any], n: int, convention: str, *, pairs: bool) -> Complex:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -217,7 +218,7 @@ class TestValues:
             for encoding in ("amplitude", "angle", "phase", "iqp-z", "zz", "iqp-embedding"):
                 x = np.ones((7, 4), dtype)
                 x[5, 2] = bad
-                with pytest.raises(qdp.NonFiniteError, match="5.*2") as caught:
+                with pytest.raises(qdp.NonFiniteError, match=r"5.*2") as caught:
                     engine.encode(x, 4, encoding, validate=validate)
                 assert (caught.value.sample, caught.value.position) == (5, 2)
                 assert ("NaN" if np.isnan(bad) else "inf") in str(caught.value)
@@ -240,13 +241,11 @@ class TestValues:
     def test_non_finite_strided(self, engine: qdp.Engine) -> None:
         """The position is the caller's, not the memory's."""
         x = np.ones((6, 8))
-        x[1, 2] = np.nan
-        with pytest.raises(qdp.NonFiniteError) as caught:
-            engine.encode(x[::-1, ::-2][:, :4], 2, "amplitude")
-        with pytest.raises(qdp.NonFiniteError) as transposed:
-            engine.encode(x.T, 3, "amplitude")
-        assert not np.isnan(x[::-1, ::-2]).any() or caught.value.sample == 4
-        assert (transposed.value.sample, transposed.value.position) == (2, 1)
+        x[1, 3] = np.nan
+        for view, place in ((x[::-1, ::-2], (4, 2)), (x.T, (3, 1)), (x[1], (0, 3))):
+            with pytest.raises(qdp.NonFiniteError) as caught:
+                engine.encode(view, 3, "amplitude")
+            assert (caught.value.sample, caught.value.position) == place
 
     def test_the_first_bad_sample_is_named(self, engine: qdp.Engine) -> None:
         x = np.ones((1000, 4))
@@ -311,9 +310,9 @@ class TestMemory:
             assert isinstance(error, MemoryError)
 
     def test_too_large_a_batch(self, engine: qdp.Engine) -> None:
-        x = np.broadcast_to(np.float32(1), (2**33, 4))  # costs nothing here, 256 GiB there
+        x = np.broadcast_to(np.float32(1), (2**40, 4))  # 4 bytes here, 32 TiB there
         with pytest.raises(qdp.OutOfMemoryError) as caught:
-            engine.encode(np.broadcast_to(x[:1], (2**40, 4)), 2)
+            engine.encode(x, 2)
         assert caught.value.needed >= 2**40 * 4 * 8
 
     def test_sizes_beyond_any_integer(self, engine: qdp.Engine) -> None:
@@ -408,8 +407,7 @@ class TestAnything:
         view = x[..., ::-1] if reverse and x.ndim else x
         try:
             states = engine.encode(view, n, encoding).numpy()
-        except qdp.QdpError as error:
-            assert str(error)
+        except qdp.QdpError:
             return
         assert view.ndim in (1, 2)
         assert np.isfinite(view).all()
@@ -425,7 +423,5 @@ class TestAnything:
         except (qdp.QdpError, TypeError):
             return
         assert engine.device in ("cpu", "cuda:0")
-        try:
-            engine.encode(data, 2)
-        except (qdp.QdpError, TypeError) as error:
-            assert str(error)
+        with suppress(qdp.QdpError, TypeError):
+            assert engine.encode(data, 2).shape[1] == 4

@@ -78,12 +78,12 @@ class TestKnownEqualities:
     def test_angle_is_pennylane_angle_embedding_reversed(
         self, engine: qdp.Engine, pennylane: Any
     ) -> None:
-        @pennylane.qnode(pennylane.device("default.qubit", wires=self.N))
         def circuit(x: Any) -> Any:
             pennylane.AngleEmbedding(x, wires=range(self.N), rotation="Y")
             return pennylane.state()
 
-        expected = peers.bit_reverse(circuit(2 * self.X), self.N)
+        node = pennylane.QNode(circuit, pennylane.device("default.qubit", wires=self.N))
+        expected = peers.bit_reverse(node(2 * self.X), self.N)
         actual = engine.encode(self.X, self.N, "angle").numpy()
         np.testing.assert_allclose(actual, expected, rtol=0, atol=1e-14)
 
