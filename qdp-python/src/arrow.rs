@@ -8,7 +8,7 @@ use crate::errors::Result;
 use arrow_array::cast::AsArray;
 use arrow_array::types::{Float64Type, UInt8Type};
 use arrow_array::{Array, ArrayRef, GenericListArray, OffsetSizeTrait, PrimitiveArray, UInt8Array};
-use arrow_schema::{ArrowError, DataType, Field, FieldRef};
+use arrow_schema::{DataType, Field, FieldRef};
 use arrow_select::concat::concat;
 use pyo3::exceptions::PyValueError;
 use pyo3::prelude::*;
@@ -52,9 +52,9 @@ pub(crate) fn import(object: &Bound<'_, PyAny>) -> Result<Samples> {
     let (chunks, field) =
         object.extract::<AnyArray>()?.into_chunked_array().map_err(PyErr::from)?.into_inner();
     let DataType::Struct(fields) = field.data_type() else {
-        return column(&combine(chunks, field.data_type())?, &field);
+        return column(&combine(&chunks, field.data_type())?, &field);
     };
-    let table = combine(chunks, field.data_type())?;
+    let table = combine(&chunks, field.data_type())?;
     if table.null_count() > 0 {
         return Err(nulls("", table.null_count()));
     }
@@ -71,13 +71,13 @@ pub(crate) fn import(object: &Bound<'_, PyAny>) -> Result<Samples> {
     }
 }
 
-fn combine(chunks: Vec<ArrayRef>, data_type: &DataType) -> Result<ArrayRef> {
-    match chunks.as_slice() {
+fn combine(chunks: &[ArrayRef], data_type: &DataType) -> Result<ArrayRef> {
+    match chunks {
         [] => Ok(arrow_array::new_empty_array(data_type)),
         [only] => Ok(Arc::clone(only)),
         several => {
             let several: Vec<&dyn Array> = several.iter().map(AsRef::as_ref).collect();
-            Ok(concat(&several).map_err(raised)?)
+            Ok(concat(&several).map_err(|error| PyValueError::new_err(error.to_string()))?)
         }
     }
 }
@@ -241,8 +241,4 @@ fn nulls(name: &str, count: usize) -> crate::errors::Failure {
 
 fn place(name: &str) -> String {
     if name.is_empty() { "the array".to_owned() } else { format!("column {name:?}") }
-}
-
-fn raised(error: ArrowError) -> PyErr {
-    PyValueError::new_err(error.to_string())
 }

@@ -59,7 +59,8 @@ impl Call<'_> {
             return Ok(StateBatch::new(state?, false));
         };
         let mut target = Target::import(out, self.engine, self.stream)?;
-        let (options, encoded) = self.write(data, &mut target)?;
+        let data = Data::import(data, self.engine, self.stream.or(target.stream))?;
+        let (options, encoded) = self.write(py, data, &mut target)?;
         let single = target.layout.single;
         let layout = target.layout;
         let precision = target.precision;
@@ -67,13 +68,13 @@ impl Call<'_> {
         Ok(StateBatch::new(state, single))
     }
 
-    /// Encodes into `target`.
+    /// Encodes into `target`, which lies on the stream that the data is ready on.
     pub(crate) fn write(
         &self,
-        data: &Bound<'_, PyAny>,
+        py: Python<'_>,
+        data: Data<'_>,
         target: &mut Target,
     ) -> Result<(EncodeOptions, Encoded)> {
-        let py = data.py();
         if let Some(forced) = self.precision.filter(|&forced| forced != target.precision) {
             return Err(Error::DType {
                 argument: "out",
@@ -82,7 +83,6 @@ impl Call<'_> {
             }
             .into());
         }
-        let data = Data::import(data, self.engine, self.stream.or(target.stream))?;
         if data.layout.may_overlap(&target.layout) {
             return Err(Error::invalid("out", "memory apart from data's", "an overlap").into());
         }
@@ -235,12 +235,12 @@ pub(crate) fn out_of_memory(engine: &qdp_core::Engine, needed: u128) -> Failure 
 
 /// Encodes classical data into batches of quantum states on one device.
 ///
-/// device is "cpu", "cuda" (the first GPU), "cuda:N" or None ("cuda:0" where it is usable, else
-/// "cpu"). precision is "complex64", "complex128" or None, which follows each input: float64,
-/// complex128 and 64-bit integers give complex128, everything else complex64. An engine may be
-/// shared by threads.
+/// `device` is `"cpu"`, `"cuda"` (the first GPU), `"cuda:N"` or `None` (`"cuda:0"` where it is
+/// usable, else `"cpu"`). `precision` is `"complex64"`, `"complex128"` or `None`, which follows
+/// each input: float64, complex128 and 64-bit integers give complex128, everything else complex64.
+/// An engine may be shared by threads.
 ///
-/// Raises DeviceUnavailableError when a device is named and cannot be opened.
+/// Raises `DeviceUnavailableError` when a device is named and cannot be opened.
 #[pyclass(frozen, module = "qdp", name = "Engine")]
 pub(crate) struct Engine {
     engine: qdp_core::Engine,
@@ -263,13 +263,13 @@ impl Engine {
         Ok(Self { engine, precision })
     }
 
-    /// The device, "cpu" or "cuda:N".
+    /// The device, `"cpu"` or `"cuda:N"`.
     #[getter]
     fn device(&self) -> String {
         self.engine.device().to_string()
     }
 
-    /// The precision of every result, or None where it follows the input.
+    /// The precision of every result, or `None` where it follows the input.
     #[getter]
     fn precision(&self) -> Option<&'static str> {
         self.precision.map(Precision::name)
@@ -280,17 +280,17 @@ impl Engine {
         format!("Engine('{}', precision={precision})", self.engine.device())
     }
 
-    /// Encode a sample, shape (features,), or a batch of samples, shape (batch, features).
+    /// Encode a sample, shape `(features,)`, or a batch of samples, shape `(batch, features)`.
     ///
-    /// data is a NumPy array, a torch tensor, any array with __dlpack__, any Arrow array or table,
-    /// or nested lists; the result is a StateBatch of shape (batch, 2**num_qubits), or a view of
-    /// out.
+    /// `data` is a NumPy array, a torch tensor, any array with `__dlpack__`, any Arrow array or
+    /// table, or nested lists; the result is a `StateBatch` of shape `(batch, 2**num_qubits)`, or
+    /// a view of `out`.
     ///
-    /// validate="deferred" reports bad values of data on a device when the states are read or
-    /// checked, "now" at the call; data on the host is always checked at the call. stream is the
-    /// CUDA stream to work on: an integer handle or a stream object; without one, that of the
-    /// tensor's framework, or the engine's own. out is a writable complex64 or complex128 array of
-    /// shape (batch, 2**num_qubits) on the engine's device.
+    /// `validate="deferred"` reports bad values of data on a device when the states are read or
+    /// checked, `"now"` at the call; data on the host is always checked at the call. `stream` is
+    /// the CUDA stream to work on: an integer handle or a stream object; without one, that of the
+    /// tensor's framework, or the engine's own. `out` is a writable complex64 or complex128 array
+    /// of shape `(batch, 2**num_qubits)` on the engine's device.
     #[pyo3(signature = (
         data, num_qubits, encoding="amplitude", *, rotation=None, reps=None, entanglement=None,
         convention="qdp", validate="deferred", stream=None, out=None,
@@ -350,7 +350,7 @@ impl Engine {
         Ok(py.detach(|| self.engine.synchronize())?)
     }
 
-    /// Memory of the device in bytes: "free", "total", and of the engine's pool "reserved", "used".
+    /// Memory of the device in bytes: `free`, `total`, and of the engine's pool `reserved`, `used`.
     fn memory_info<'py>(&self, py: Python<'py>) -> Result<Bound<'py, PyDict>> {
         let memory = py.detach(|| self.engine.memory_info())?;
         let info = PyDict::new(py);
@@ -363,6 +363,7 @@ impl Engine {
 
     /// Values per sample that an encoding takes; for amplitude the most, for basis the bits.
     #[pyo3(signature = (num_qubits, encoding))]
+    #[allow(clippy::unused_self)] // a question to an engine, whatever it is answered from
     fn num_features(&self, num_qubits: &Bound<'_, PyAny>, encoding: &str) -> Result<usize> {
         let encoding = Encoding::parse(encoding, None, None, None)?;
         Ok(EncodeSpec::new(encoding, options::num_qubits(num_qubits)?)?.num_features())

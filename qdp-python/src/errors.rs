@@ -7,7 +7,7 @@ use pyo3::sync::PyOnceLock;
 use pyo3::types::{PyDict, PyModule};
 use qdp_core::{Error, Unavailable};
 
-/// What a function of this crate fails with. PyO3 raises it through [`PyErr`].
+/// What a function of this crate fails with. `PyO3` raises it through [`PyErr`].
 #[derive(Debug)]
 pub(crate) enum Failure {
     /// The core refused; raised as the class that belongs to the error.

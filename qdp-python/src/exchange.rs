@@ -111,7 +111,12 @@ impl Table {
         let status = unsafe { describe(object.as_ptr().cast(), &raw mut tensor) };
         if status != 0 {
             let error = fetch(object.py());
-            return Err(invalid_because(object.py(), argument, "an array with strides", error));
+            return Err(invalid_because(
+                object.py(),
+                argument,
+                "an array that DLPack can describe",
+                error,
+            ));
         }
         // SAFETY: the shape and strides belong to the object, which is alive and, with the GIL
         // held, not changed meanwhile.
@@ -187,11 +192,7 @@ impl Table {
     }
 
     /// Makes a tensor of the framework's of `tensor`.
-    pub(crate) fn to_python<'py>(
-        self,
-        py: Python<'py>,
-        tensor: Dlpack,
-    ) -> PyResult<Bound<'py, PyAny>> {
+    pub(crate) fn to_python(self, py: Python<'_>, tensor: Dlpack) -> PyResult<Bound<'_, PyAny>> {
         // SAFETY: see `of_type`.
         let Some(convert) = (unsafe { self.0.as_ref() }).managed_tensor_to_py_object_no_sync else {
             return Err(PyRuntimeError::new_err("the exchange table makes no tensors"));

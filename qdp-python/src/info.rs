@@ -7,10 +7,10 @@ use qdp_core::{Engine, cuda};
 
 /// What this installation can use, as a dict.
 ///
-/// Keys: "version"; "kernels", the GPU architectures that the kernels were built for or None;
-/// "driver", the CUDA version that the NVIDIA driver supports or None; "devices", a list of dicts
-/// with "name", "ordinal", "compute_capability" and "memory_bytes"; "cuda_unavailable", what is
-/// missing or None; "cpu_threads".
+/// Keys: `version`; `kernels`, the GPU architectures that the kernels were built for or `None`;
+/// `driver`, the CUDA version that the NVIDIA driver supports or `None`; `devices`, a list of
+/// dicts with `name`, `ordinal`, `compute_capability` and `memory_bytes`; `cuda_unavailable`, what
+/// is missing or `None`; `cpu_threads`.
 #[pyfunction]
 pub(crate) fn device_info(py: Python<'_>) -> Result<Bound<'_, PyDict>> {
     let (driver, devices) = py.detach(|| (cuda::probe(), cuda::devices()));

@@ -45,13 +45,38 @@ impl<'py> Data<'py> {
         engine: &Engine,
         stream: Option<RawStream>,
     ) -> Result<Self> {
+        let data = Self::find(object, engine, stream)?;
+        let device = data.layout.device;
+        if device == Device::Cpu || device == engine.device() {
+            return Ok(data);
+        }
+        Err(Error::DeviceMismatch {
+            argument: ARGUMENT,
+            expected: engine.device().to_string(),
+            got: device.to_string(),
+        }
+        .into())
+    }
+
+    fn find(
+        object: &Bound<'py, PyAny>,
+        engine: &Engine,
+        stream: Option<RawStream>,
+    ) -> Result<Self> {
         if let Ok(array) = object.cast::<PyUntypedArray>() {
             return Self::from_numpy(array);
         }
         if let Some(table) = Table::of(object)?
-            && let Some(data) = Self::from_table(table, object, stream)?
+            && let Some(data) = Self::from_table(table, object)?
         {
-            return Ok(data);
+            // The memory is ordered with its producer's stream. For work on another one the
+            // producer has to be asked, which is what `__dlpack__` does.
+            return match (data.stream, stream, &data.owner) {
+                (Some(ready), Some(wanted), Owner::Object(object)) if ready != wanted => {
+                    Self::from_dlpack(object, engine, stream)
+                }
+                _ => Ok(data),
+            };
         }
         if let Some(data) = Self::from_arrow(object)? {
             return Ok(data);
@@ -76,27 +101,21 @@ impl<'py> Data<'py> {
     fn from_numpy(array: &Bound<'py, PyUntypedArray>) -> Result<Self> {
         let py = array.py();
         refuse_mask(array)?;
-        let (layout, array) = match Layout::of_numpy(ARGUMENT, array)? {
-            Some(layout) => (layout, array.clone()),
-            None => {
-                let native = array.dtype().call_method1(intern!(py, "newbyteorder"), ("=",))?;
-                let copy = array.call_method1(intern!(py, "astype"), (native,))?;
-                let copy = copy.cast_into::<PyUntypedArray>().map_err(PyErr::from)?;
-                let layout = Layout::of_numpy(ARGUMENT, &copy)?
-                    .ok_or_else(|| unusable(ARGUMENT, copy.dtype().to_string()))?;
-                (layout, copy)
-            }
+        let (layout, array) = if let Some(layout) = Layout::of_numpy(ARGUMENT, array)? {
+            (layout, array.clone())
+        } else {
+            let native = array.dtype().call_method1(intern!(py, "newbyteorder"), ("=",))?;
+            let copy = array.call_method1(intern!(py, "astype"), (native,))?;
+            let copy = copy.cast_into::<PyUntypedArray>().map_err(PyErr::from)?;
+            let layout = Layout::of_numpy(ARGUMENT, &copy)?
+                .ok_or_else(|| unusable(ARGUMENT, copy.dtype().to_string()))?;
+            (layout, copy)
         };
         Ok(Self { layout, stream: None, table: None, owner: Owner::Object(array.into_any()) })
     }
 
-    /// Borrows through an exchange table; `None` where it cannot describe the object, or not for
-    /// work on `stream`.
-    pub(crate) fn from_table(
-        table: Table,
-        object: &Bound<'py, PyAny>,
-        stream: Option<RawStream>,
-    ) -> Result<Option<Self>> {
+    /// Borrows through an exchange table; `None` where it only exports.
+    pub(crate) fn from_table(table: Table, object: &Bound<'py, PyAny>) -> Result<Option<Self>> {
         let Some(mut layout) = table.layout(ARGUMENT, object)? else { return Ok(None) };
         let mut object = object.clone();
         if Table::torch(object.py())? == Some(table)
@@ -109,11 +128,6 @@ impl<'py> Data<'py> {
             Device::Cpu => None,
             Device::Cuda(ordinal) => Some(table.current_stream(object.py(), ordinal)?),
         };
-        // The memory is ordered with the producer's stream. For work on another one the producer
-        // has to be asked, which is what `__dlpack__` does.
-        if stream.is_some() && ready.is_some() && ready != stream {
-            return Ok(None);
-        }
         Ok(Some(Self { layout, stream: ready, table: Some(table), owner: Owner::Object(object) }))
     }
 

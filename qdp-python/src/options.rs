@@ -126,8 +126,8 @@ fn entanglement(value: &Bound<'_, PyAny>) -> Result<Entanglement> {
     Ok(Entanglement::Pairs(pairs))
 }
 
-/// A CUDA stream: its handle as an integer, or an object that has one, as torch's (`cuda_stream`),
-/// CuPy's (`ptr`) or any with the `__cuda_stream__` protocol.
+/// A CUDA stream: its handle as an integer, or an object that has one, torch's (`cuda_stream`),
+/// `CuPy`'s (`ptr`) or any with the `__cuda_stream__` protocol.
 pub(crate) fn stream(value: &Bound<'_, PyAny>) -> Result<RawStream> {
     let expected = "None, a stream handle or a stream object of torch, CuPy or __cuda_stream__";
     let handle = stream_handle(value)?

@@ -18,9 +18,9 @@ use std::ffi::c_int;
 
 use crate::options;
 
-/// A batch of state vectors, shape (batch, 2**num_qubits), complex64 or complex128.
+/// A batch of state vectors, shape `(batch, 2**num_qubits)`, complex64 or complex128.
 ///
-/// Slicing gives views; an integer index gives one state, shape (2**num_qubits,). On a CUDA device
+/// Slicing gives views; an integer index gives one state, shape `(2**num_qubits,)`. On a CUDA device
 /// the states may not be written yet: whoever imports them waits on its stream, and the host waits
 /// only where it reads a value.
 #[pyclass(frozen, module = "qdp", name = "StateBatch")]
@@ -144,7 +144,7 @@ impl StateBatch {
 
 #[pymethods]
 impl StateBatch {
-    /// Shape of the states, (batch, 2**num_qubits) or (2**num_qubits,).
+    /// Shape of the states, `(batch, 2**num_qubits)` or `(2**num_qubits,)`.
     #[getter]
     fn shape<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyTuple>> {
         PyTuple::new(py, self.dims())
@@ -162,7 +162,7 @@ impl StateBatch {
         self.descr(py)
     }
 
-    /// Where the states lie, "cpu" or "cuda:N".
+    /// Where the states lie, `"cpu"` or `"cuda:N"`.
     #[getter]
     fn device(&self) -> String {
         self.state.device().to_string()

@@ -34,43 +34,34 @@ pub(crate) fn encode_tensor<'py>(
         SpecArgs { num_qubits, encoding, rotation, reps, entanglement, convention }.parse()?;
     let precision = precision.map(options::precision).transpose()?;
     let validate_now = options::validate_now(validate)?;
-    let call = |engine| Call { engine, spec: &spec, precision, stream: None, validate_now };
-
     let torch = Table::torch(py)?;
-    let table = Table::of(data)?.filter(|&table| Some(table) == torch);
-    let borrowed = match table {
-        Some(table) => Data::from_table(table, data, None)?.map(|data| (table, data)),
+    let borrowed = match Table::of(data)?.filter(|&table| Some(table) == torch) {
+        Some(table) => Data::from_table(table, data)?,
         None => None,
     };
-    match (borrowed, out) {
-        (Some((table, data)), None) => {
-            let engine = shared(data.layout.device)?;
-            let call = call(&engine);
-            let options = call.options(&data, None);
-            let tensor = call.encode_tensor(py, &data, table, &options)?;
-            Ok(table.to_python(py, tensor.memory)?)
-        }
-        // An older torch, or a tensor that it does not describe; and `out=`, whose memory may be
-        // anybody's.
-        (borrowed, out) => {
-            let device = match &borrowed {
-                Some((_, data)) => data.layout.device,
-                None => layout::device_of_dlpack("data", device_of(data)?)?,
-            };
-            let engine = shared(device)?;
-            match out {
-                Some(out) => {
-                    let mut target = Target::import(out, &engine, None)?;
-                    // Nobody holds these states here, so what validation finds later is the
-                    // engine's to tell.
-                    let _ = call(&engine).write(data, &mut target)?;
-                    Ok(out.clone())
-                }
-                None => {
-                    let state = call(&engine).encode(data, None)?;
-                    StateBatch::torch(&Bound::new(py, state)?)
-                }
-            }
-        }
+    // An older torch, or something else than a tensor, has to be asked for its device.
+    let device = match &borrowed {
+        Some(data) => data.layout.device,
+        None => layout::device_of_dlpack("data", device_of(data)?)?,
+    };
+    let engine = shared(device)?;
+    let call = Call { engine: &engine, spec: &spec, precision, stream: None, validate_now };
+
+    if let Some(out) = out {
+        let mut target = Target::import(out, &engine, None)?;
+        let data = match borrowed {
+            Some(data) if data.stream == target.stream => data,
+            _ => Data::import(data, &engine, target.stream)?,
+        };
+        // Nobody holds these states here, so what validation finds later is the engine's to tell.
+        let _ = call.write(py, data, &mut target)?;
+        return Ok(out.clone());
     }
+    if let (Some(data), Some(table)) = (borrowed, torch) {
+        let options = call.options(&data, None);
+        let tensor = call.encode_tensor(py, &data, table, &options)?;
+        return Ok(table.to_python(py, tensor.memory)?);
+    }
+    let state = call.encode(data, None)?;
+    StateBatch::torch(&Bound::new(py, state)?)
 }
