@@ -58,7 +58,7 @@ impl Call<'_> {
             self.release(data, &options);
             return Ok(StateBatch::new(state?, false));
         };
-        let mut target = Target::import(out, self.engine, self.stream)?;
+        let mut target = self.target(data, out)?;
         let data = Data::import(data, self.engine, self.stream.or(target.stream))?;
         let (options, encoded) = self.write(py, data, &mut target)?;
         let single = target.layout.single;
@@ -66,6 +66,19 @@ impl Call<'_> {
         let precision = target.precision;
         let state = self.adopt(layout, precision, &options, encoded, target.into_owner())?;
         Ok(StateBatch::new(state, single))
+    }
+
+    /// Borrows `out` for the states of `data`.
+    pub(crate) fn target(&self, data: &Bound<'_, PyAny>, out: &Bound<'_, PyAny>) -> Result<Target> {
+        match Target::import(out, self.engine, self.stream) {
+            // How many dimensions are too many or too few says nothing of those that fit.
+            Err(Failure::Core(Error::Shape { argument, got, .. })) => {
+                let (batch, _) = Data::import(data, self.engine, self.stream)?.layout.shape;
+                let expected = format!("({batch}, {})", self.spec.dim());
+                Err(Error::Shape { argument, expected, got }.into())
+            }
+            target => target,
+        }
     }
 
     /// Encodes into `target`, which lies on the stream that the data is ready on.

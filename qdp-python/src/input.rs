@@ -73,7 +73,10 @@ impl<'py> Data<'py> {
             // producer has to be asked, which is what `__dlpack__` does.
             return match (data.stream, stream, &data.owner) {
                 (Some(ready), Some(wanted), Owner::Object(object)) if ready != wanted => {
-                    Self::from_dlpack(object, engine, stream)
+                    Self::from_dlpack(object, engine, stream).map_err(|failure| match failure {
+                        Failure::Python(error) => undescribable(object.py(), error),
+                        core @ Failure::Core(_) => core,
+                    })
                 }
                 _ => Ok(data),
             };
@@ -88,8 +91,7 @@ impl<'py> Data<'py> {
                 // nonetheless.
                 Err(Failure::Python(error)) => {
                     if !object.hasattr(intern!(object.py(), "__array__"))? {
-                        let expected = "an array that DLPack can describe";
-                        return Err(invalid_because(object.py(), ARGUMENT, expected, error));
+                        return Err(undescribable(object.py(), error));
                     }
                 }
                 Err(error) => return Err(error),
@@ -209,6 +211,10 @@ impl<'py> Data<'py> {
             _ => None,
         }
     }
+}
+
+fn undescribable(py: Python<'_>, cause: PyErr) -> Failure {
+    invalid_because(py, ARGUMENT, "an array that DLPack can describe", cause)
 }
 
 /// Imports by `__dlpack__`; a device's tensor is made ready on `stream` or the engine's own, which

@@ -9,7 +9,7 @@ use qdp_core::{DType, Device, Error, Output, Precision};
 use std::ops::Range;
 
 /// The shapes that arrays may have.
-pub(crate) const SHAPES: &str = "(values,) or (batch, values)";
+pub(crate) const SHAPES: &str = "(features,) or (batch, features)";
 
 /// A described array. It owns nothing and says nothing about how long the memory is valid.
 #[derive(Debug, Clone, Copy)]
@@ -69,7 +69,7 @@ impl Layout {
         let ptr = tensor.data_ptr().cast::<u8>().cast_mut();
         let ptr = ptr.wrapping_add(tensor.byte_offset() as usize);
         let layout = Self::new(argument, (ptr, dtype, device), &shape, &strides)?;
-        layout.check_alignment(argument)?;
+        layout.check_alignment(argument, layout.natural_alignment())?;
         Ok(layout)
     }
 
@@ -135,9 +135,13 @@ impl Layout {
         }
     }
 
-    fn check_alignment(&self, argument: &'static str) -> Result<()> {
+    /// What a backend needs to load an element: on a device, complex values in one piece.
+    pub(crate) fn natural_alignment(&self) -> usize {
         let size = self.dtype.size();
-        let align = if self.dtype.is_complex() { size / 2 } else { size };
+        if self.dtype.is_complex() && self.device == Device::Cpu { size / 2 } else { size }
+    }
+
+    pub(crate) fn check_alignment(&self, argument: &'static str, align: usize) -> Result<()> {
         if self.ptr.addr().is_multiple_of(align) || self.is_empty() {
             return Ok(());
         }

@@ -69,6 +69,8 @@ impl Target {
             }
             .into());
         }
+        // The core asks for more than some elements need by themselves.
+        layout.check_alignment(ARGUMENT, layout.natural_alignment().max(8))?;
         check_rows(&layout)?;
         Ok(Self { layout, precision, stream: ready, wait, owner })
     }

@@ -8,7 +8,7 @@ use dlpark::python::{CudaStreamRequest, ExportAbi, ExportRequest};
 use numpy::npyffi::flags::NPY_ARRAY_WRITEABLE;
 use numpy::npyffi::{NpyTypes, PY_ARRAY_API, get_type_object, npy_intp};
 use numpy::{Complex32, Complex64, PyArrayDescr, PyArrayDescrMethods, dtype};
-use pyo3::exceptions::{PyBufferError, PyIndexError, PyTypeError, PyValueError};
+use pyo3::exceptions::{PyBufferError, PyIndexError, PyOverflowError, PyTypeError, PyValueError};
 use pyo3::prelude::*;
 use pyo3::types::{PySlice, PyTuple};
 use pyo3::{IntoPyObjectExt, intern};
@@ -203,8 +203,12 @@ impl StateBatch {
             let start = range.start as usize;
             return Ok(Self::new(self.state.slice(start..start + range.slicelength)?, false));
         }
-        let index: isize = index.extract()?;
-        let row = if index < 0 { index + batch as isize } else { index };
+        let number = index.extract::<isize>().or_else(|error| {
+            // An integer beyond the machine's is beyond every batch.
+            let integer = error.is_instance_of::<PyOverflowError>(index.py());
+            if integer { Ok(isize::MIN) } else { Err(error) }
+        })?;
+        let row = if number < 0 { number.saturating_add(batch as isize) } else { number };
         if row < 0 || row as usize >= batch {
             let text = format!("index {index} is out of range for a batch of {batch}");
             return Err(PyIndexError::new_err(text).into());

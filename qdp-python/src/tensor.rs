@@ -6,7 +6,6 @@ use crate::exchange::{Table, device_of};
 use crate::input::Data;
 use crate::layout;
 use crate::options::{self, SpecArgs};
-use crate::output::Target;
 use crate::state::StateBatch;
 use pyo3::prelude::*;
 
@@ -48,7 +47,7 @@ pub(crate) fn encode_tensor<'py>(
     let call = Call { engine: &engine, spec: &spec, precision, stream: None, validate_now };
 
     if let Some(out) = out {
-        let mut target = Target::import(out, &engine, None)?;
+        let mut target = call.target(data, out)?;
         let data = match borrowed {
             Some(data) if data.stream == target.stream => data,
             _ => Data::import(data, &engine, target.stream)?,

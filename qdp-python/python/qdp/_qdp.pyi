@@ -1,19 +1,15 @@
 """Types of the native module."""
 
-from collections.abc import Sequence
-from typing import Any, Literal, TypeAlias, final
+from typing import Any, ClassVar, Literal, final
 
 import numpy as np
 import numpy.typing as npt
 
-__version__: str
+from qdp._types import Convention, Entanglement, Precision
 
-Precision: TypeAlias = Literal["complex64", "complex128"]
-Convention: TypeAlias = Literal["qdp", "qiskit", "pennylane"]
-Entanglement: TypeAlias = (
-    Literal["full", "linear", "reverse_linear", "circular", "pairwise", "sca", "none"]
-    | Sequence[Sequence[int]]
-)
+__all__ = ["Engine", "Plan", "StateBatch", "__version__", "device_info", "encode_tensor"]
+
+__version__: str
 
 @final
 class Engine:
@@ -27,7 +23,9 @@ class Engine:
     Raises :class:`qdp.DeviceUnavailableError` when a device is named and cannot be opened.
     """
 
-    def __new__(cls, device: str | None = None, *, precision: Precision | None = None) -> Engine: ...
+    def __new__(
+        cls, device: str | None = None, *, precision: Precision | None = None
+    ) -> Engine: ...
     @property
     def device(self) -> str: ...
     @property
@@ -84,6 +82,8 @@ class Plan:
 class StateBatch:
     """A batch of state vectors, shape ``(batch, 2**num_qubits)``, complex64 or complex128."""
 
+    __dlpack_c_exchange_api__: ClassVar[Any]
+
     @property
     def shape(self) -> tuple[int, ...]: ...
     @property
@@ -97,7 +97,7 @@ class StateBatch:
     @property
     def nbytes(self) -> int: ...
     def __len__(self) -> int: ...
-    def __getitem__(self, index: int | slice) -> StateBatch: ...
+    def __getitem__(self, key: int | slice, /) -> StateBatch: ...
     def check(self) -> None: ...
     def synchronize(self) -> None: ...
     def numpy(self) -> npt.NDArray[Any]: ...

@@ -118,7 +118,7 @@ class DeviceUnavailableError(QdpError, RuntimeError):
 
 
 class OutOfMemoryError(QdpError, MemoryError):
-    """An allocation does not fit. Attributes: ``device``, ``needed``, ``free``, ``total`` (bytes)."""
+    """An allocation does not fit. Attributes: ``device``; ``needed``, ``free``, ``total`` bytes."""
 
     device: str
     needed: int

@@ -11,7 +11,7 @@ if TYPE_CHECKING:
 
     import torch
 
-    from qdp._qdp import Convention, Entanglement, Precision
+    from qdp._types import Convention, Entanglement, Precision
 
 __all__ = ["encode"]
 
