@@ -55,7 +55,7 @@ class TestArguments:
             states = engine.encode(GOOD, n, "amplitude").numpy()  # type: ignore[arg-type]
             reference.assert_states(states, GOOD, 2, "amplitude")
 
-    @pytest.mark.parametrize("encoding", ["", "amplitud", "ANGLE", "a" * 10_000, "iqp\0", "zz "])
+    @pytest.mark.parametrize("encoding", ["", "amplitudes", "ANGLE", "a" * 10_000, "iqp\0", "zz "])
     def test_encoding(self, encoding: str, engine: qdp.Engine) -> None:
         with pytest.raises(qdp.InvalidArgumentError, match="encoding") as caught:
             engine.encode(GOOD, 2, encoding)

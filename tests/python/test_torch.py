@@ -98,7 +98,7 @@ def test_errors(device: str) -> None:
     with pytest.raises(qdp.FeatureCountError):
         qdp.torch.encode(t, 5, "angle")
     with pytest.raises(qdp.InvalidArgumentError, match="encoding"):
-        qdp.torch.encode(t, 6, "amplitud")
+        qdp.torch.encode(t, 6, "amplitudes")
     with pytest.raises(qdp.ShapeError):
         qdp.torch.encode(t.reshape(2, 2, 6), 6, "angle")
     bad = t.clone()
