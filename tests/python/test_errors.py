@@ -24,9 +24,11 @@ GOOD = np.array([[1.0, 2.0, 3.0, 4.0]])
 @pytest.fixture(autouse=True)
 def engine_works_afterwards(request: pytest.FixtureRequest) -> Iterator[None]:
     """Whatever a test did wrong, its engine then encodes as ever."""
-    yield
-    if "engine" in request.fixturenames:
+    if "engine" not in request.fixturenames:
+        yield
+    else:
         engine = request.getfixturevalue("engine")
+        yield
         engine.check()
         reference.assert_states(engine.encode(GOOD, 2).numpy(), GOOD, 2, "amplitude")
 
@@ -53,7 +55,7 @@ class TestArguments:
             states = engine.encode(GOOD, n, "amplitude").numpy()  # type: ignore[arg-type]
             reference.assert_states(states, GOOD, 2, "amplitude")
 
-    @pytest.mark.parametrize("encoding", ["", "amplitud", "ANGLE", "a" * 10_000, "iqp\0", "zz "])
+    @pytest.mark.parametrize("encoding", ["", "amplitudes", "ANGLE", "a" * 10_000, "iqp\0", "zz "])
     def test_encoding(self, encoding: str, engine: qdp.Engine) -> None:
         with pytest.raises(qdp.InvalidArgumentError, match="encoding") as caught:
             engine.encode(GOOD, 2, encoding)

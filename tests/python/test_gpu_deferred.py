@@ -119,7 +119,7 @@ class TestDeferredErrors:
         result = qdp.torch.encode(on_device(good), 4)
         reference.assert_states(result.cpu().numpy(), good, 4, "amplitude")
 
-    def test_a_view_of_good_rows(self, gpu: qdp.Engine) -> None:
+    def test_a_view_of_the_bad_row(self, gpu: qdp.Engine) -> None:
         bad, _ = self.bad_input(4, "amplitude", (2, 3), math.nan)
         state = gpu.encode(bad, 4)
         with pytest.raises(qdp.NonFiniteError) as caught:

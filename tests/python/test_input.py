@@ -19,9 +19,9 @@ DOUBLE = {"float64", "complex128", "int64", "uint64"}
 
 
 def values(dtype: str, shape: tuple[int, ...] = (3, 4)) -> NDArray[Any]:
-    """Small values that every dtype holds, none of them all zero along the last axis."""
+    """Small values that every dtype holds, and no zeros but for bool's."""
     rng = np.random.default_rng(6)
-    x = rng.integers(0, 2 if dtype == "bool" else 9, size=shape).astype(np.float64)
+    x = rng.integers(*((0, 2) if dtype == "bool" else (1, 9)), size=shape).astype(np.float64)
     x[..., 0] = 1
     if dtype.startswith(("float", "bfloat", "complex")):
         x = x / 4 - 1.125

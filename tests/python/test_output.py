@@ -227,7 +227,7 @@ class TestDLPack:
     def test_cpu_stream(self, cpu: qdp.Engine) -> None:
         state = cpu.encode(X, 3, "amplitude")
         assert capsule_name(state.__dlpack__(stream=None)) == "dltensor"
-        with pytest.raises((qdp.QdpError, TypeError)):
+        with pytest.raises((qdp.QdpError, BufferError, TypeError)):
             state.__dlpack__(stream="fast")
 
     @pytest.mark.gpu
@@ -451,13 +451,46 @@ class TestOut:
             assert "complex128" in caught.value.expected
             assert dtype in caught.value.got
 
-    def test_not_contiguous(self, engine: qdp.Engine, device: str, torch: Any) -> None:
+    def test_rows_apart(self, engine: qdp.Engine, device: str, torch: Any) -> None:
+        """Rows may lie apart: the gaps stay as they are, and the state knows its strides."""
+        wide = torch.full((10, 16), 7, dtype=torch.complex128, device=device)
+        out = wide[::2, 4:12]
+        state = engine.encode(X, 3, "amplitude", out=out)
+        reference.assert_states(to_host(out), X, 3, "amplitude")
+        assert (wide[1::2] == 7).all()
+        assert (wide[:, :4] == 7).all()
+        assert (wide[:, 12:] == 7).all()
+        for view, x in ((state, X), (state[1:4], X[1:4]), (state[3], X[3])):
+            reference.assert_states(view.numpy(), x, 3, "amplitude")
+            reference.assert_states(to_host(torch.from_dlpack(view)), x, 3, "amplitude")
+            reference.assert_states(to_host(view.torch()), x, 3, "amplitude")
+        copied = torch.utils.dlpack.from_dlpack(state.__dlpack__(copy=True))
+        reference.assert_states(to_host(copied), X, 3, "amplitude")
+
+    def test_rows_with_gaps_or_overlaps(self, engine: Any, device: str, torch: Any) -> None:
         wide = torch.zeros(10, 16, dtype=torch.complex128, device=device)
-        for out in (wide[::2, :8], wide[:5, ::2], wide[:8, :5].T):
+        for out in (
+            wide[:5, ::2],
+            wide[:8, :5].T,
+            wide[0, :8].expand(5, 8),
+            wide.flatten().as_strided((5, 8), (4, 1)),
+            wide.flatten().as_strided((5, 8), (8, 0)),
+        ):
             assert out.shape == (5, 8)
-            with pytest.raises(qdp.QdpError, match=r"out.*contiguous"):
+            with pytest.raises(qdp.QdpError, match="out"):
                 engine.encode(X, 3, "amplitude", out=out)
         assert not wide.any()
+
+    def test_reversed_numpy_out(self, cpu: qdp.Engine) -> None:
+        """A negative stride is written correctly or refused."""
+        memory = np.full((5, 8), 7, np.complex128)
+        for out in (memory[::-1], memory[:, ::-1]):
+            try:
+                cpu.encode(X, 3, "amplitude", out=out)
+            except qdp.QdpError:
+                assert (out == 7).all()
+            else:
+                reference.assert_states(out, X, 3, "amplitude")
 
     def test_unwritable(self, cpu: qdp.Engine) -> None:
         out = np.zeros((5, 8), np.complex128)
@@ -468,7 +501,7 @@ class TestOut:
 
     def test_wrong_byte_order(self, cpu: qdp.Engine) -> None:
         out = np.zeros((5, 8), np.dtype("complex128").newbyteorder("S"))
-        with pytest.raises(qdp.DTypeError):
+        with pytest.raises(qdp.QdpError, match="byte order"):
             cpu.encode(X, 3, "amplitude", out=out)
 
     def test_not_an_array(self, engine: qdp.Engine) -> None:

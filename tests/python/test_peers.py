@@ -55,7 +55,7 @@ def test_conventions(case: Case, engine: qdp.Engine) -> None:
             np.testing.assert_array_equal(pennylane, qiskit)
         else:
             reversed_ = peers.bit_reverse(qiskit, n)
-            np.testing.assert_allclose(pennylane, reversed_, rtol=0, atol=1e-13)
+            reference.assert_close(pennylane, reversed_, x, n, case.encoding, slack=2, **options)
 
 
 class TestKnownEqualities:

@@ -98,7 +98,7 @@ def test_errors(device: str) -> None:
     with pytest.raises(qdp.FeatureCountError):
         qdp.torch.encode(t, 5, "angle")
     with pytest.raises(qdp.InvalidArgumentError, match="encoding"):
-        qdp.torch.encode(t, 6, "amplitud")
+        qdp.torch.encode(t, 6, "amplitudes")
     with pytest.raises(qdp.ShapeError):
         qdp.torch.encode(t.reshape(2, 2, 6), 6, "angle")
     bad = t.clone()
@@ -106,7 +106,7 @@ def test_errors(device: str) -> None:
     with pytest.raises(qdp.NonFiniteError) as caught:
         qdp.torch.encode(bad, 6, "angle", validate="now")
     assert (caught.value.sample, caught.value.position) == (2, 1)
-    for data in (X, X.tolist(), None):
+    for data in (None, "tensor", object()):
         with pytest.raises((qdp.QdpError, TypeError)):
             qdp.torch.encode(data, 6, "angle")  # type: ignore[arg-type]
     reference.assert_states(qdp.torch.encode(t, 6, "angle").cpu().numpy(), X, 6, "angle")
