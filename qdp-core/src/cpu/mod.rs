@@ -28,25 +28,39 @@ const PARALLEL_AMPLITUDES: usize = 1 << 14;
 /// Amplitudes per chunk of a larger state.
 const CHUNK: usize = 1 << 12;
 
-/// The pool that the CPU backend and host staging share.
-fn pool() -> Option<&'static rayon::ThreadPool> {
-    static POOL: OnceLock<Option<rayon::ThreadPool>> = OnceLock::new();
-    POOL.get_or_init(|| {
-        rayon::ThreadPoolBuilder::new()
-            .num_threads(Config::get().num_threads)
-            .thread_name(|index| format!("qdp-{index}"))
-            .build()
-            .map_err(|error| tracing::warn!("no thread pool, running on one thread: {error}"))
-            .ok()
-    })
-    .as_ref()
-}
+/// Threads for host work, made when there is first enough of it.
+pub(crate) struct Pool(OnceLock<Option<rayon::ThreadPool>>);
 
-/// Runs `task` inside the pool, where there is one and it is worth it.
-pub(crate) fn run<T: Send>(parallel: bool, task: impl FnOnce(bool) -> T + Send) -> T {
-    match pool().filter(|pool| parallel && pool.current_num_threads() > 1) {
-        Some(pool) => pool.install(|| task(true)),
-        None => task(false),
+/// For the states of the CPU backend.
+static ENCODE: Pool = Pool(OnceLock::new());
+/// For copying host input on its way to a device.
+pub(crate) static STAGE: Pool = Pool(OnceLock::new());
+
+impl Pool {
+    /// Runs `task` inside the pool, where there is one and it is worth it.
+    pub(crate) fn run<T: Send>(&self, parallel: bool, task: impl FnOnce(bool) -> T + Send) -> T {
+        let threads = if parallel { self.threads() } else { None };
+        match threads.filter(|threads| threads.current_num_threads() > 1) {
+            Some(threads) => threads.install(|| task(true)),
+            None => task(false),
+        }
+    }
+
+    fn threads(&self) -> Option<&rayon::ThreadPool> {
+        let make = || {
+            let all = Config::get().num_threads;
+            // Copies saturate the memory before they run out of cores, and a core has to be left
+            // for whoever waits for them: with as many threads as cores they slow each other down.
+            let few = (all * 3 / 4).clamp(1, 12);
+            let staging = std::ptr::eq(self, &raw const STAGE);
+            rayon::ThreadPoolBuilder::new()
+                .num_threads(if staging { few } else { all })
+                .thread_name(|index| format!("qdp-{index}"))
+                .build()
+                .map_err(|error| tracing::warn!("no thread pool, running on one thread: {error}"))
+                .ok()
+        };
+        self.0.get_or_init(make).as_ref()
     }
 }
 
@@ -100,7 +114,7 @@ fn encode_as<T: Element, R: Real>(
     };
     let amplitudes = input.batch() * spec.dim();
     let mut rows = output.rows_mut::<R>();
-    run(amplitudes >= PARALLEL_AMPLITUDES, |parallel| {
+    ENCODE.run(amplitudes >= PARALLEL_AMPLITUDES, |parallel| {
         let within = if parallel { Within::Pool } else { Within::OneThread };
         if parallel && spec.dim() <= TASK_DIM {
             let group = (PARALLEL_AMPLITUDES / 4 / spec.dim()).max(1);

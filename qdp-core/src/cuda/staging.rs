@@ -18,6 +18,9 @@ use std::sync::Arc;
 
 const SLOTS: usize = 4;
 const SLOT_BYTES: usize = 8 << 20;
+/// Chunks that a batch is cut into where they are not larger than a slot, or too small.
+const CHUNKS: usize = 8;
+const MIN_CHUNK_BYTES: usize = 1 << 20;
 /// What one thread copies at a time: small enough for its cache, as validation reads it again.
 const PIECE_BYTES: usize = 128 << 10;
 /// Chunks below this are copied by the calling thread.
@@ -67,12 +70,14 @@ impl Staging {
     ) -> Result<()> {
         let size = input.dtype().size();
         let pieces = pieces(input.batch(), input.features(), size);
+        // Several chunks even of a small batch, so that the copy of one overlaps staging the next.
+        let chunk = (input.num_bytes() / CHUNKS).clamp(MIN_CHUNK_BYTES, SLOT_BYTES);
         let mut sums = RowSums::default();
         let (mut start, mut offset) = (0, 0);
         while start < pieces.len() {
             let mut end = start;
             let mut bytes = 0;
-            while end < pieces.len() && bytes + pieces[end].elements() * size <= SLOT_BYTES {
+            while end < pieces.len() && bytes + pieces[end].elements() * size <= chunk {
                 bytes += pieces[end].elements() * size;
                 end += 1;
             }
@@ -172,7 +177,7 @@ fn stage<T: Element>(
         }
         Ok(sum)
     };
-    cpu::run(parallel, |parallel| {
+    cpu::STAGE.run(parallel, |parallel| {
         // Collected one by one, so that the first bad sample is the one that is named.
         let results: Vec<Result<f64>> = if parallel {
             tasks.into_par_iter().map(one).collect()

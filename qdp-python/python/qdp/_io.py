@@ -137,7 +137,12 @@ def _open_arrow(path: Path, columns: Sequence[str] | None) -> Source:
     with pa.memory_map(os.fspath(path)) as mapped:
         reader = (pa.ipc.open_file if is_file else pa.ipc.open_stream)(mapped)
         names, left_out = _feature_columns(path, reader.schema, columns)
-        rows = reader.count_rows() if is_file else None
+        # The batches are mapped, not read: this looks at their headers.
+        rows = (
+            sum(reader.get_batch(i).num_rows for i in range(reader.num_record_batches))
+            if is_file
+            else None
+        )
 
     def record_batches() -> Iterator[Any]:
         with pa.memory_map(os.fspath(path)) as mapped:
