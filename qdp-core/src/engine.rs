@@ -188,8 +188,8 @@ impl Engine {
         match &self.shared.backend {
             Backend::Cpu => {
                 check_host(input)?;
-                let buffer = HostBuffer::zeroed(plan.output_bytes(input.batch()))?;
-                // SAFETY: the buffer is new, large enough, zeroed and aligned to 64 bytes.
+                let buffer = HostBuffer::new(plan.output_bytes(input.batch()))?;
+                // SAFETY: the buffer is new, large enough, initialised and aligned to 64 bytes.
                 let mut output = unsafe {
                     Output::from_raw(
                         buffer.as_ptr(),
@@ -313,7 +313,8 @@ impl Engine {
         match &self.shared.backend {
             Backend::Cpu => {
                 let (total, available) = cpu::memory::system_memory();
-                Ok(MemoryInfo { free: available.unwrap_or(0), total, reserved: 0, used: 0 })
+                let reserved = cpu::memory::cached_bytes() as u64;
+                Ok(MemoryInfo { free: available.unwrap_or(0), total, reserved, used: 0 })
             }
             Backend::Cuda(cuda) => cuda.memory_info(),
         }

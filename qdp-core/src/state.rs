@@ -60,9 +60,8 @@ impl StateBatch {
         (batch, row_stride): (usize, usize),
         owner: Box<dyn Send + Sync>,
     ) -> Self {
-        let bytes = batch * row_stride * precision.size();
         // SAFETY: passed on to the caller.
-        let buffer = unsafe { HostBuffer::external(ptr, bytes, owner) };
+        let buffer = unsafe { HostBuffer::external(ptr, owner) };
         Self { row_stride, ..Self::new(Storage::Host(buffer), precision, num_qubits, batch) }
     }
 
@@ -181,7 +180,7 @@ impl StateBatch {
 
     /// A copy of the states in host memory.
     pub fn copy_to_host(&self) -> Result<Self> {
-        let buffer = HostBuffer::zeroed(self.num_bytes() as u128)?;
+        let buffer = HostBuffer::new(self.num_bytes() as u128)?;
         let row_bytes = self.dim() * self.precision.size();
         match &*self.storage {
             Storage::Host(_) => {

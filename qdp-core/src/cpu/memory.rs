@@ -1,6 +1,7 @@
 //! Host memory for states.
 
 use crate::error::{Error, Result};
+use parking_lot::Mutex;
 use std::alloc::Layout;
 use std::fmt;
 use std::ptr::NonNull;
@@ -13,16 +14,19 @@ const MAP_BYTES: usize = 4 << 20;
 const CHECK_BYTES: usize = 256 << 20;
 const ALIGN: usize = 64;
 
-/// A zeroed block of host memory, or memory that somebody else owns.
+/// Freed blocks of this size and up to [`CACHE_BYTES`] in all are kept for the next call: a result
+/// is written once, so asking the system for fresh pages every time would cost more than writing.
+const CACHE_FROM: usize = 64 << 10;
+const CACHE_BYTES: usize = 256 << 20;
+
+/// Host memory for states, or memory that somebody else owns. Initialised, to anything.
 pub(crate) struct HostBuffer {
     ptr: NonNull<u8>,
-    bytes: usize,
     owner: Owner,
 }
 
 enum Owner {
-    Allocator,
-    Mapping,
+    Block(Block),
     /// Kept alive as long as this buffer.
     External(#[allow(dead_code)] Box<dyn Send + Sync>),
 }
@@ -34,50 +38,92 @@ unsafe impl Sync for HostBuffer {}
 
 impl fmt::Debug for HostBuffer {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("HostBuffer").field("bytes", &self.bytes).finish_non_exhaustive()
+        f.debug_struct("HostBuffer").field("ptr", &self.ptr).finish_non_exhaustive()
     }
 }
 
 impl HostBuffer {
-    /// `bytes` of zeroed memory, aligned to a cache line.
-    pub(crate) fn zeroed(bytes: u128) -> Result<Self> {
-        let Ok(bytes) = usize::try_from(bytes) else {
-            return Err(out_of_memory(u64::MAX));
+    /// `bytes` of memory, aligned to a cache line. What is in it is unspecified.
+    pub(crate) fn new(bytes: u128) -> Result<Self> {
+        let bytes = usize::try_from(bytes)
+            .ok()
+            .filter(|&bytes| isize::try_from(bytes).is_ok())
+            .ok_or_else(|| out_of_memory(u64::try_from(bytes).unwrap_or(u64::MAX)))?;
+        let bytes = size_class(bytes);
+        let block = match CACHE.lock().take(bytes) {
+            Some(block) => block,
+            None => Block::new(bytes)?,
         };
-        let too_large = bytes > CHECK_BYTES
-            && system_memory().1.is_some_and(|available| bytes as u64 > available);
-        if bytes > isize::MAX as usize || too_large {
-            return Err(out_of_memory(bytes as u64));
-        }
-        if bytes >= MAP_BYTES {
-            return Self::mapped(bytes);
-        }
-        let layout = Self::layout(bytes)?;
-        // SAFETY: the layout's size is at least ALIGN, so not zero.
-        let ptr = unsafe { std::alloc::alloc_zeroed(layout) };
-        let ptr = NonNull::new(ptr).ok_or_else(|| out_of_memory(bytes as u64))?;
-        Ok(Self { ptr, bytes, owner: Owner::Allocator })
+        Ok(Self { ptr: block.ptr, owner: Owner::Block(block) })
     }
 
     /// Memory of `owner`, which keeps it valid.
     ///
     /// # Safety
     ///
-    /// `bytes` from `ptr` must stay readable, and written to by nobody in an unordered way, until
+    /// The memory at `ptr` must stay readable, and written to by nobody in an unordered way, until
     /// `owner` is dropped.
-    pub(crate) unsafe fn external(
-        ptr: NonNull<u8>,
-        bytes: usize,
-        owner: Box<dyn Send + Sync>,
-    ) -> Self {
-        Self { ptr, bytes, owner: Owner::External(owner) }
+    pub(crate) unsafe fn external(ptr: NonNull<u8>, owner: Box<dyn Send + Sync>) -> Self {
+        Self { ptr, owner: Owner::External(owner) }
     }
 
-    fn layout(bytes: usize) -> Result<Layout> {
-        Layout::from_size_align(bytes.max(ALIGN), ALIGN).map_err(|_| out_of_memory(bytes as u64))
+    pub(crate) fn as_ptr(&self) -> *mut u8 {
+        self.ptr.as_ptr()
+    }
+}
+
+impl Drop for HostBuffer {
+    fn drop(&mut self) {
+        let nothing = Owner::External(Box::new(()));
+        if let Owner::Block(block) = std::mem::replace(&mut self.owner, nothing)
+            && block.bytes >= CACHE_FROM
+        {
+            let evicted = CACHE.lock().put(block);
+            drop(evicted); // not under the lock: giving memory back takes a while
+        }
+    }
+}
+
+/// Sizes are rounded up by at most an eighth, so that calls of about one size share blocks.
+fn size_class(bytes: usize) -> usize {
+    if bytes < CACHE_FROM {
+        return bytes.max(ALIGN);
+    }
+    let step = (bytes.next_power_of_two() >> 3).min(8 << 20);
+    bytes.next_multiple_of(step)
+}
+
+/// Memory of our own, from the allocator or, in large pages, straight from the system.
+struct Block {
+    ptr: NonNull<u8>,
+    bytes: usize,
+}
+
+// SAFETY: a block owns its memory and nobody else knows it.
+unsafe impl Send for Block {}
+
+impl Block {
+    /// Zeroed memory.
+    fn new(bytes: usize) -> Result<Self> {
+        let no_room = || out_of_memory(bytes as u64);
+        let available = if bytes > CHECK_BYTES { system_memory().1 } else { None };
+        if available.is_some_and(|available| bytes as u64 > available) {
+            return Err(no_room());
+        }
+        if bytes >= MAP_BYTES {
+            return Self::mapped(bytes).ok_or_else(no_room);
+        }
+        let layout = Self::layout(bytes).ok_or_else(no_room)?;
+        // SAFETY: the layout's size is at least ALIGN, so not zero.
+        let ptr = unsafe { std::alloc::alloc_zeroed(layout) };
+        Ok(Self { ptr: NonNull::new(ptr).ok_or_else(no_room)?, bytes })
     }
 
-    fn mapped(bytes: usize) -> Result<Self> {
+    fn layout(bytes: usize) -> Option<Layout> {
+        Layout::from_size_align(bytes, ALIGN).ok()
+    }
+
+    fn mapped(bytes: usize) -> Option<Self> {
         // SAFETY: an anonymous private mapping at an address of the system's choice touches
         // nothing that exists.
         let ptr = unsafe {
@@ -91,38 +137,62 @@ impl HostBuffer {
             )
         };
         if ptr == libc::MAP_FAILED {
-            return Err(out_of_memory(bytes as u64));
+            return None;
         }
         #[cfg(target_os = "linux")]
         // SAFETY: the range is the mapping made above. The advice may be refused; it is no error.
         unsafe {
             libc::madvise(ptr, bytes, libc::MADV_HUGEPAGE);
         }
-        let ptr = NonNull::new(ptr.cast()).ok_or_else(|| out_of_memory(bytes as u64))?;
-        Ok(Self { ptr, bytes, owner: Owner::Mapping })
-    }
-
-    pub(crate) fn as_ptr(&self) -> *mut u8 {
-        self.ptr.as_ptr()
+        NonNull::new(ptr.cast()).map(|ptr| Self { ptr, bytes })
     }
 }
 
-impl Drop for HostBuffer {
+impl Drop for Block {
     fn drop(&mut self) {
-        match self.owner {
-            Owner::Allocator => {
-                if let Ok(layout) = Self::layout(self.bytes) {
-                    // SAFETY: allocated in `zeroed` with this very layout.
-                    unsafe { std::alloc::dealloc(self.ptr.as_ptr(), layout) };
-                }
-            }
-            Owner::Mapping => {
-                // SAFETY: mapped in `mapped` with this size, and nothing borrows it any more.
-                unsafe { libc::munmap(self.ptr.as_ptr().cast(), self.bytes) };
-            }
-            Owner::External(_) => {}
+        if self.bytes >= MAP_BYTES {
+            // SAFETY: mapped in `mapped` with this size, and nothing borrows it any more.
+            unsafe { libc::munmap(self.ptr.as_ptr().cast(), self.bytes) };
+        } else if let Some(layout) = Self::layout(self.bytes) {
+            // SAFETY: allocated in `new` with this very layout.
+            unsafe { std::alloc::dealloc(self.ptr.as_ptr(), layout) };
         }
     }
+}
+
+/// Freed blocks, oldest first.
+struct Cache {
+    blocks: Vec<Block>,
+    bytes: usize,
+}
+
+static CACHE: Mutex<Cache> = Mutex::new(Cache { blocks: Vec::new(), bytes: 0 });
+
+impl Cache {
+    fn take(&mut self, bytes: usize) -> Option<Block> {
+        // The newest of that size: its pages are the likeliest to be in a processor's cache.
+        let index = self.blocks.iter().rposition(|block| block.bytes == bytes)?;
+        self.bytes -= bytes;
+        Some(self.blocks.remove(index))
+    }
+
+    /// Keeps a block; returns those that there is no room for any more.
+    fn put(&mut self, block: Block) -> Vec<Block> {
+        self.bytes += block.bytes;
+        self.blocks.push(block);
+        let mut evicted = Vec::new();
+        while self.bytes > CACHE_BYTES {
+            let oldest = self.blocks.remove(0);
+            self.bytes -= oldest.bytes;
+            evicted.push(oldest);
+        }
+        evicted
+    }
+}
+
+/// Bytes of freed blocks that are kept.
+pub(crate) fn cached_bytes() -> usize {
+    CACHE.lock().bytes
 }
 
 /// (total, available) memory of the machine in bytes; available is `None` where it is unknown.
@@ -151,20 +221,43 @@ mod tests {
     use super::*;
 
     #[test]
-    fn blocks_of_every_size_are_zeroed_and_aligned() {
-        for bytes in [0, 1, 4096, MAP_BYTES - 1, MAP_BYTES, MAP_BYTES + 1] {
-            let buffer = HostBuffer::zeroed(bytes as u128).unwrap();
-            assert_eq!(buffer.as_ptr() as usize % ALIGN, 0);
-            // SAFETY: the buffer holds `bytes` initialised bytes.
-            let slice = unsafe { std::slice::from_raw_parts(buffer.as_ptr(), bytes) };
-            assert!(slice.iter().all(|&byte| byte == 0));
+    fn blocks_of_every_size_are_aligned_and_writable() {
+        for bytes in [0, 1, 4096, CACHE_FROM, MAP_BYTES - 1, MAP_BYTES, MAP_BYTES + 1] {
+            for _ in 0..2 {
+                let buffer = HostBuffer::new(bytes as u128).unwrap();
+                assert_eq!(buffer.as_ptr() as usize % ALIGN, 0);
+                // SAFETY: the buffer holds `bytes` initialised bytes and is not shared.
+                let slice = unsafe { std::slice::from_raw_parts_mut(buffer.as_ptr(), bytes) };
+                slice.fill(7);
+                assert!(slice.iter().all(|&byte| byte == 7));
+            }
         }
+    }
+
+    #[test]
+    fn size_classes_waste_little() {
+        for bytes in [0, 1, CACHE_FROM - 1, CACHE_FROM, CACHE_FROM + 1, 5 << 20, (1 << 30) + 1] {
+            let class = size_class(bytes);
+            assert!(class >= bytes && class <= bytes + bytes / 4 + ALIGN, "{bytes}: {class}");
+        }
+    }
+
+    #[test]
+    fn the_cache_is_bounded() {
+        let mut cache = Cache { blocks: Vec::new(), bytes: 0 };
+        let block = || Block::new(CACHE_BYTES / 2).unwrap();
+        assert!(cache.put(block()).is_empty());
+        assert!(cache.put(block()).is_empty());
+        assert_eq!(cache.put(block()).len(), 1);
+        assert!(cache.take(CACHE_BYTES / 2).is_some());
+        assert!(cache.take(1).is_none());
+        assert_eq!(cache.bytes, CACHE_BYTES / 2);
     }
 
     #[test]
     fn what_cannot_fit_is_refused_before_it_is_tried() {
         for needed in [1u128 << 54, 1 << 70] {
-            let error = HostBuffer::zeroed(needed).unwrap_err();
+            let error = HostBuffer::new(needed).unwrap_err();
             assert!(matches!(error, Error::OutOfMemory { total, .. } if total > 0), "{error}");
         }
     }

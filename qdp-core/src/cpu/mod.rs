@@ -7,62 +7,29 @@
 mod amplitude;
 mod diagonal;
 pub(crate) mod memory;
+pub(crate) mod parallel;
 mod product;
 mod walsh_hadamard;
 
 pub(crate) use amplitude::{check_finite, partial_sum};
 
-use crate::config::Config;
 use crate::element::{Element, Precision, Real, with_element};
 use crate::encoding::{EncodeSpec, Form, basis};
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::input::{Input, Output, Row};
 use num_complex::Complex;
-use rayon::prelude::*;
-use std::sync::OnceLock;
+use parallel::ENCODE;
+use parking_lot::Mutex;
 
 /// States up to this many amplitudes are one task each.
 const TASK_DIM: usize = 1 << 15;
-/// Calls that write fewer amplitudes run on the caller's thread: waking the pool costs more.
-const PARALLEL_AMPLITUDES: usize = 1 << 14;
+/// Calls with less to do (amplitudes times their cost) run on the caller's thread: waking others
+/// takes longer.
+const PARALLEL_WORK: usize = 1 << 15;
+/// Amplitudes of the small states that a thread takes at a time.
+const GROUP: usize = 1 << 12;
 /// Amplitudes per chunk of a larger state.
 const CHUNK: usize = 1 << 12;
-
-/// Threads for host work, made when there is first enough of it.
-pub(crate) struct Pool(OnceLock<Option<rayon::ThreadPool>>);
-
-/// For the states of the CPU backend.
-static ENCODE: Pool = Pool(OnceLock::new());
-/// For copying host input on its way to a device.
-pub(crate) static STAGE: Pool = Pool(OnceLock::new());
-
-impl Pool {
-    /// Runs `task` inside the pool, where there is one and it is worth it.
-    pub(crate) fn run<T: Send>(&self, parallel: bool, task: impl FnOnce(bool) -> T + Send) -> T {
-        let threads = if parallel { self.threads() } else { None };
-        match threads.filter(|threads| threads.current_num_threads() > 1) {
-            Some(threads) => threads.install(|| task(true)),
-            None => task(false),
-        }
-    }
-
-    fn threads(&self) -> Option<&rayon::ThreadPool> {
-        let make = || {
-            let all = Config::get().num_threads;
-            // Copies saturate the memory before they run out of cores, and a core has to be left
-            // for whoever waits for them: with as many threads as cores they slow each other down.
-            let few = (all * 3 / 4).clamp(1, 12);
-            let staging = std::ptr::eq(self, &raw const STAGE);
-            rayon::ThreadPoolBuilder::new()
-                .num_threads(if staging { few } else { all })
-                .thread_name(|index| format!("qdp-{index}"))
-                .build()
-                .map_err(|error| tracing::warn!("no thread pool, running on one thread: {error}"))
-                .ok()
-        };
-        self.0.get_or_init(make).as_ref()
-    }
-}
 
 /// How the work of one state is run.
 #[derive(Clone, Copy, PartialEq)]
@@ -112,27 +79,37 @@ fn encode_as<T: Element, R: Real>(
             }
         }
     };
-    let amplitudes = input.batch() * spec.dim();
+    let work = input.batch() * spec.dim() * cost(form);
+    let parallel = work >= PARALLEL_WORK;
     let mut rows = output.rows_mut::<R>();
-    ENCODE.run(amplitudes >= PARALLEL_AMPLITUDES, |parallel| {
-        let within = if parallel { Within::Pool } else { Within::OneThread };
-        if parallel && spec.dim() <= TASK_DIM {
-            let group = (PARALLEL_AMPLITUDES / 4 / spec.dim()).max(1);
-            // The error of the first bad sample, whichever thread meets one first.
-            rows.par_iter_mut()
-                .enumerate()
-                .with_min_len(group)
-                .filter_map(|(sample, state)| {
-                    encode_row(sample, state, Within::OneThread).err().map(|error| (sample, error))
-                })
-                .min_by_key(|&(sample, _)| sample)
-                .map_or(Ok(()), |(_, error)| Err(error))
-        } else {
-            rows.iter_mut()
-                .enumerate()
-                .try_for_each(|(sample, state)| encode_row(sample, state, within))
+    if parallel && spec.dim() > TASK_DIM {
+        let mut rows = rows.iter_mut().enumerate();
+        return rows.try_for_each(|(sample, state)| encode_row(sample, state, Within::Pool));
+    }
+    // The error of the first bad sample, whichever thread meets one first.
+    let first_error = Mutex::new(None::<(usize, Error)>);
+    let group = (GROUP / spec.dim()).max(1);
+    ENCODE.for_each(parallel, rows.chunks_mut(group).enumerate(), |(number, states)| {
+        for (i, state) in states.iter_mut().enumerate() {
+            let sample = number * group + i;
+            if let Err(error) = encode_row(sample, state, Within::OneThread) {
+                let mut first = first_error.lock();
+                if first.as_ref().is_none_or(|&(other, _)| sample < other) {
+                    *first = Some((sample, error));
+                }
+                return;
+            }
         }
-    })
+    });
+    first_error.into_inner().map_or(Ok(()), |(_, error)| Err(error))
+}
+
+/// What an amplitude of a form costs, roughly, in units of a copied one.
+fn cost(form: &Form) -> usize {
+    match form {
+        Form::Amplitude | Form::Basis | Form::Product(_) => 1,
+        Form::Diagonal(diagonal) => 4 * diagonal.reps as usize,
+    }
 }
 
 /// The features of one sample as doubles, every one checked.
@@ -164,9 +141,7 @@ fn for_chunks<R: Real>(
     within: Within,
     fill: impl Fn(usize, &mut [Complex<R>]) + Sync,
 ) {
-    if within == Within::Pool && state.len() > chunk {
-        state.par_chunks_mut(chunk).enumerate().for_each(|(c, part)| fill(c * chunk, part));
-    } else {
-        state.chunks_mut(chunk).enumerate().for_each(|(c, part)| fill(c * chunk, part));
-    }
+    ENCODE.for_each(within == Within::Pool, state.chunks_mut(chunk).enumerate(), |(c, part)| {
+        fill(c * chunk, part);
+    });
 }

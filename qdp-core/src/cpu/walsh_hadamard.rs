@@ -1,9 +1,9 @@
 //! The unnormalised Walsh-Hadamard transform, in place.
 
+use super::parallel::ENCODE;
 use super::{CHUNK, Within, for_chunks};
 use crate::element::Real;
 use num_complex::Complex;
-use rayon::prelude::*;
 
 /// Transforms `state`, whose length is a power of two.
 ///
@@ -75,7 +75,7 @@ fn for_zipped<R: Real, const N: usize>(
         tasks.push(tails.each_mut().map(|(head, _)| head.take().unwrap_or_default()));
         rest = tails.map(|(_, tail)| tail);
     }
-    tasks.into_par_iter().for_each(run);
+    ENCODE.for_each(true, tasks.into_iter(), run);
 }
 
 #[cfg(test)]

@@ -6,13 +6,13 @@
 
 use super::{Context, DeviceBuffer, Event, PinnedBuffer, RawStream};
 use crate::cpu;
+use crate::cpu::parallel::STAGE;
 use crate::element::{Element, with_element};
 use crate::encoding::product::{Factor, Product};
 use crate::encoding::{Form, amplitude, basis};
 use crate::error::Result;
 use crate::input::{Input, Row};
 use crate::plan::EncodePlan;
-use rayon::prelude::*;
 use std::ops::Range;
 use std::sync::Arc;
 
@@ -164,7 +164,7 @@ fn stage<T: Element>(
         tasks.push((piece, head));
         rest = tail;
     }
-    let one = |(piece, target): (&Piece, &mut [u8])| -> Result<f64> {
+    let one = |piece: &Piece, target: &mut [u8]| -> Result<f64> {
         let mut sum = 0.0;
         let row_bytes = piece.columns.len() * size_of::<T>();
         for (sample, target) in piece.rows.clone().zip(target.chunks_exact_mut(row_bytes)) {
@@ -177,15 +177,12 @@ fn stage<T: Element>(
         }
         Ok(sum)
     };
-    cpu::STAGE.run(parallel, |parallel| {
-        // Collected one by one, so that the first bad sample is the one that is named.
-        let results: Vec<Result<f64>> = if parallel {
-            tasks.into_par_iter().map(one).collect()
-        } else {
-            tasks.into_iter().map(one).collect()
-        };
-        results.into_iter().collect()
-    })
+    // Looked at in order afterwards, so that the first bad sample is the one that is named.
+    let mut results = vec![Ok(0.0); pieces.len()];
+    STAGE.for_each(parallel, tasks.into_iter().zip(&mut results), |((piece, target), result)| {
+        *result = one(piece, target);
+    });
+    results.into_iter().collect()
 }
 
 fn copy_row<T: Element>(row: Row<'_, T>, target: &mut [u8]) {
