@@ -370,7 +370,7 @@ class TestDLPack:
 
     @pytest.mark.parametrize("dtype", ["float16", "float32", "float64", "int32", "complex64"])
     def test_jax(self, dtype: str, engine: qdp.Engine, jax: Any) -> None:
-        with jax.experimental.enable_x64():
+        with jax.enable_x64(True):
             x = jax.device_put(values(dtype), jax.devices("cpu")[0])
             assert x.dtype == dtype
             check(engine, x, values(dtype))

@@ -72,8 +72,9 @@ pub(crate) fn reference(spec: &EncodeSpec, x: &[f64]) -> Vec<Complex<f64>> {
             let hadamard = |state: &[Complex<f64>]| -> Vec<Complex<f64>> {
                 (0..dim)
                     .map(|i| {
-                        let sign =
-                            |j: usize| if (i & j).count_ones() % 2 == 0 { 1.0 } else { -1.0 };
+                        let sign = |j: usize| {
+                            if (i & j).count_ones().is_multiple_of(2) { 1.0 } else { -1.0 }
+                        };
                         (0..dim).map(|j| state[j] * sign(j)).sum::<Complex<f64>>() * scale
                     })
                     .collect()

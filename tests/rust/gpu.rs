@@ -14,6 +14,7 @@ use std::sync::{Mutex, MutexGuard};
 /// Live objects are counted per process, so tests run one at a time.
 static SERIAL: Mutex<()> = Mutex::new(());
 
+#[allow(clippy::disallowed_methods)] // a test is told by the environment what to require
 fn gpu() -> Option<(Engine, MutexGuard<'static, ()>)> {
     let guard = SERIAL.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
     match Engine::open(Device::Cuda(0)) {
@@ -114,43 +115,42 @@ fn sanitize_every_kernel() {
     }
 }
 
+fn check_type<T: qdp_core::element::Element>(gpu: &Engine, cpu: &Engine, from: impl Fn(u8) -> T) {
+    for (encoding, n, features) in
+        [(Encoding::Amplitude, 5, 29), (Encoding::Amplitude, 14, 12_000), (Encoding::Phase, 5, 5)]
+    {
+        if T::DTYPE.is_complex() && encoding == Encoding::Phase {
+            continue;
+        }
+        let data: Vec<T> = (0..2 * features).map(|i| from((i % 100) as u8 + 1)).collect();
+        let input = Input::rows(&data, features).unwrap();
+        let spec = EncodeSpec::new(encoding, n).unwrap();
+        let got = gpu.encode(&input, &spec, Some(Precision::Complex128)).unwrap();
+        let want = cpu.encode(&input, &spec, Some(Precision::Complex128)).unwrap();
+        let worst = worst_difference(&got, &want);
+        assert!(worst < 1e-13, "{} {spec:?}: {worst:e}", T::DTYPE);
+    }
+}
+
 #[test]
 fn every_element_type_gives_the_same_states() {
     use half::{bf16, f16};
     let Some((gpu, _guard)) = gpu() else { return };
     let cpu = Engine::open(Device::Cpu).unwrap();
-    fn check<T: qdp_core::element::Element>(gpu: &Engine, cpu: &Engine, from: impl Fn(u8) -> T) {
-        for (encoding, n, features) in [
-            (Encoding::Amplitude, 5, 29),
-            (Encoding::Amplitude, 14, 12_000),
-            (Encoding::Phase, 5, 5),
-        ] {
-            if T::DTYPE.is_complex() && encoding == Encoding::Phase {
-                continue;
-            }
-            let data: Vec<T> = (0..2 * features).map(|i| from((i % 100) as u8 + 1)).collect();
-            let input = Input::rows(&data, features).unwrap();
-            let spec = EncodeSpec::new(encoding, n).unwrap();
-            let got = gpu.encode(&input, &spec, Some(Precision::Complex128)).unwrap();
-            let want = cpu.encode(&input, &spec, Some(Precision::Complex128)).unwrap();
-            let worst = worst_difference(&got, &want);
-            assert!(worst < 1e-13, "{} {spec:?}: {worst:e}", T::DTYPE);
-        }
-    }
-    check(&gpu, &cpu, |x| x);
-    check(&gpu, &cpu, |x| u16::from(x) * 300);
-    check(&gpu, &cpu, |x| u32::from(x) * 70_000);
-    check(&gpu, &cpu, |x| u64::from(x) << 40);
-    check(&gpu, &cpu, |x| (x as i8) - 50);
-    check(&gpu, &cpu, |x| i16::from(x) - 50);
-    check(&gpu, &cpu, |x| i32::from(x) - 50);
-    check(&gpu, &cpu, |x| i64::from(x) - 50);
-    check(&gpu, &cpu, |x| f16::from_f32(f32::from(x) / 7.0));
-    check(&gpu, &cpu, |x| bf16::from_f32(f32::from(x) / 7.0));
-    check(&gpu, &cpu, |x| f32::from(x) / 7.0);
-    check(&gpu, &cpu, |x| f64::from(x) / 7.0);
-    check(&gpu, &cpu, |x| Complex::new(f32::from(x) / 7.0, 1.0));
-    check(&gpu, &cpu, |x| Complex::new(1.0, f64::from(x) / 7.0));
+    check_type(&gpu, &cpu, |x| x);
+    check_type(&gpu, &cpu, |x| u16::from(x) * 300);
+    check_type(&gpu, &cpu, |x| u32::from(x) * 70_000);
+    check_type(&gpu, &cpu, |x| u64::from(x) << 40);
+    check_type(&gpu, &cpu, |x| (x as i8) - 50);
+    check_type(&gpu, &cpu, |x| i16::from(x) - 50);
+    check_type(&gpu, &cpu, |x| i32::from(x) - 50);
+    check_type(&gpu, &cpu, |x| i64::from(x) - 50);
+    check_type(&gpu, &cpu, |x| f16::from_f32(f32::from(x) / 7.0));
+    check_type(&gpu, &cpu, |x| bf16::from_f32(f32::from(x) / 7.0));
+    check_type(&gpu, &cpu, |x| f32::from(x) / 7.0);
+    check_type(&gpu, &cpu, |x| f64::from(x) / 7.0);
+    check_type(&gpu, &cpu, |x| Complex::new(f32::from(x) / 7.0, 1.0));
+    check_type(&gpu, &cpu, |x| Complex::new(1.0, f64::from(x) / 7.0));
 }
 
 #[test]

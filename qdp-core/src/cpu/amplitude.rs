@@ -6,6 +6,7 @@ use crate::element::{Element, Real};
 use crate::encoding::amplitude::{non_finite, norm};
 use crate::error::Result;
 use crate::input::Row;
+use multiversion::multiversion;
 use num_complex::Complex;
 
 pub(super) fn encode<T: Element, R: Real>(
@@ -20,27 +21,37 @@ pub(super) fn encode<T: Element, R: Real>(
     }
     // Half a rounding more than a division, and several times as fast.
     let inverse = 1.0 / norm(sample, sum)?;
-    let scaled = |x: f64| R::from_f64(x * inverse);
     for_chunks(state, CHUNK, within, |first, chunk| {
         let (values, padding) =
             chunk.split_at_mut(row.len().saturating_sub(first).min(chunk.len()));
         let part = row.range(first.min(row.len())..(first + values.len()).min(row.len()));
-        let amplitude = |x: T| {
-            if T::DTYPE.is_complex() {
-                let z = x.to_complex();
-                Complex::new(scaled(z.re), scaled(z.im))
-            } else {
-                Complex::new(scaled(x.to_f64()), R::zero())
-            }
-        };
         if let Some(slice) = part.as_slice() {
-            values.iter_mut().zip(slice).for_each(|(value, &x)| *value = amplitude(x));
+            scale_slice(slice, inverse, values);
         } else {
-            values.iter_mut().enumerate().for_each(|(i, value)| *value = amplitude(part.get(i)));
+            for (i, value) in values.iter_mut().enumerate() {
+                *value = scaled(part.get(i), inverse);
+            }
         }
         padding.fill(Complex::new(R::zero(), R::zero()));
     });
     Ok(())
+}
+
+#[inline]
+fn scaled<T: Element, R: Real>(x: T, factor: f64) -> Complex<R> {
+    if T::DTYPE.is_complex() {
+        let z = x.to_complex() * factor;
+        Complex::new(R::from_f64(z.re), R::from_f64(z.im))
+    } else {
+        Complex::new(R::from_f64(x.to_f64() * factor), R::zero())
+    }
+}
+
+#[multiversion(targets("x86_64+avx2+fma"))]
+fn scale_slice<T: Element, R: Real>(values: &[T], factor: f64, state: &mut [Complex<R>]) {
+    for (value, &x) in state.iter_mut().zip(values) {
+        *value = scaled(x, factor);
+    }
 }
 
 /// Fails on the first value of a row, or of its part from `first` on, that is not finite.
@@ -68,16 +79,23 @@ fn sum_of_squares<T: Element>(row: Row<'_, T>, within: Within) -> f64 {
 
 /// Sum of squares of a piece of a row, in double.
 pub(crate) fn partial_sum<T: Element>(row: Row<'_, T>) -> f64 {
+    match row.as_slice() {
+        Some(slice) => sum_slice(slice),
+        None => (0..row.len()).map(|i| square(row.get(i))).sum(),
+    }
+}
+
+#[inline]
+fn square<T: Element>(x: T) -> f64 {
+    if T::DTYPE.is_complex() { x.to_complex().norm_sqr() } else { x.to_f64() * x.to_f64() }
+}
+
+#[multiversion(targets("x86_64+avx2+fma"))]
+fn sum_slice<T: Element>(values: &[T]) -> f64 {
     // Independent lanes, so that the additions need not wait for each other.
     const LANES: usize = 16;
-    let square = |x: T| {
-        if T::DTYPE.is_complex() { x.to_complex().norm_sqr() } else { x.to_f64() * x.to_f64() }
-    };
-    let Some(slice) = row.as_slice() else {
-        return (0..row.len()).map(|i| square(row.get(i))).sum();
-    };
     let mut lanes = [0.0; LANES];
-    let (blocks, rest) = slice.as_chunks::<LANES>();
+    let (blocks, rest) = values.as_chunks::<LANES>();
     for block in blocks {
         for (lane, &x) in lanes.iter_mut().zip(block) {
             *lane += square(x);

@@ -25,7 +25,7 @@ use parking_lot::Mutex;
 const TASK_DIM: usize = 1 << 15;
 /// Calls with less to do (amplitudes times their cost) run on the caller's thread: waking others
 /// takes longer.
-const PARALLEL_WORK: usize = 1 << 15;
+const PARALLEL_WORK: usize = 1 << 17;
 /// Amplitudes of the small states that a thread takes at a time.
 const GROUP: usize = 1 << 12;
 /// Amplitudes per chunk of a larger state.
@@ -108,7 +108,7 @@ fn encode_as<T: Element, R: Real>(
 fn cost(form: &Form) -> usize {
     match form {
         Form::Amplitude | Form::Basis | Form::Product(_) => 1,
-        Form::Diagonal(diagonal) => 4 * diagonal.reps as usize,
+        Form::Diagonal(diagonal) => 8 * diagonal.reps as usize,
     }
 }
 

@@ -28,11 +28,10 @@ impl Pool {
     where
         I: Iterator + Send,
     {
-        let Some(threads) = parallel.then(|| self.threads()).flatten() else {
+        if !parallel {
             return items.for_each(body);
-        };
-        let most = items.size_hint().1.unwrap_or(usize::MAX);
-        let helpers = threads.current_num_threads().min(most.saturating_sub(1));
+        }
+        let helpers = items.size_hint().1.unwrap_or(usize::MAX).saturating_sub(1);
         let items = Mutex::new(items);
         let work = || {
             loop {
@@ -43,12 +42,24 @@ impl Pool {
                 }
             }
         };
+        self.lead(helpers, work, work);
+    }
+
+    /// Runs `help` on the other threads, as many as there are up to `most`, while `lead` runs here;
+    /// returns when all are done.
+    pub(crate) fn lead<T>(
+        &self,
+        most: usize,
+        help: impl Fn() + Sync,
+        lead: impl FnOnce() -> T,
+    ) -> T {
+        let Some(threads) = (most > 0).then(|| self.threads()).flatten() else { return lead() };
         threads.in_place_scope(|scope| {
-            for _ in 0..helpers {
-                scope.spawn(|_| work());
+            for _ in 0..threads.current_num_threads().min(most) {
+                scope.spawn(|_| help());
             }
-            work();
-        });
+            lead()
+        })
     }
 
     /// The threads beside the caller; `None` where there are none.

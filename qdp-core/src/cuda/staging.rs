@@ -1,8 +1,10 @@
 //! Host input on its way to the device: copied once, in parallel, into page-locked slots, and
 //! validated while it is read anyway.
 //!
-//! The slots live with the engine. A slot is filled again only after the event behind its last
-//! copy; while one is on its way, the next is filled.
+//! The slots live with the engine. The input is cut into chunks of up to a slot, and those into
+//! pieces that threads stage in order. The calling thread leads: it enqueues the copy of each
+//! chunk that is filled, opens the next slot when its last copy is done, and stages pieces
+//! meanwhile. Waking threads is slow, so they are woken once for the whole input.
 
 use super::{Context, DeviceBuffer, Event, PinnedBuffer, RawStream};
 use crate::cpu;
@@ -13,6 +15,7 @@ use crate::encoding::{Form, amplitude, basis};
 use crate::error::Result;
 use crate::input::{Input, Row};
 use crate::plan::EncodePlan;
+use parking_lot::{Condvar, Mutex};
 use std::ops::Range;
 use std::sync::Arc;
 
@@ -23,13 +26,13 @@ const CHUNKS: usize = 8;
 const MIN_CHUNK_BYTES: usize = 1 << 20;
 /// What one thread copies at a time: small enough for its cache, as validation reads it again.
 const PIECE_BYTES: usize = 128 << 10;
-/// Chunks below this are copied by the calling thread.
+/// Inputs below this are staged by the calling thread alone.
 const PARALLEL_BYTES: usize = 512 << 10;
 
 struct Slot {
     pinned: PinnedBuffer,
+    /// Recorded behind the last copy from it.
     copied: Event,
-    in_flight: bool,
 }
 
 /// The page-locked slots of one engine.
@@ -68,63 +71,282 @@ impl Staging {
         target: &DeviceBuffer,
         stream: RawStream,
     ) -> Result<()> {
-        let size = input.dtype().size();
-        let pieces = pieces(input.batch(), input.features(), size);
-        // Several chunks even of a small batch, so that the copy of one overlaps staging the next.
-        let chunk = (input.num_bytes() / CHUNKS).clamp(MIN_CHUNK_BYTES, SLOT_BYTES);
-        let mut sums = RowSums::default();
-        let (mut start, mut offset) = (0, 0);
-        while start < pieces.len() {
-            let mut end = start;
-            let mut bytes = 0;
-            while end < pieces.len() && bytes + pieces[end].elements() * size <= chunk {
-                bytes += pieces[end].elements() * size;
-                end += 1;
+        let work = Work::new(plan, input);
+        let slots = self.slots(context, work.chunks.len())?;
+        let helpers = if input.num_bytes() < PARALLEL_BYTES { 0 } else { work.pieces.len() - 1 };
+        let queue = Queue::new(&work);
+        let help = || {
+            let _guard = CloseOnPanic(&queue);
+            while let Some(piece) = queue.take(true) {
+                queue.done(piece, work.stage(piece, &slots));
             }
-            let slot = self.free_slot(context)?;
-            // SAFETY: the slot's last copy is done, and `&mut self` keeps everybody else away.
-            let staged = unsafe { slot.pinned.slice_mut(0..bytes)? };
-            let partial = with_element!(input.dtype(), T => {
-                stage::<T>(plan, input, &pieces[start..end], staged)?
-            });
-            sums.add(plan, &pieces[start..end], &partial)?;
-            slot.in_flight = true;
-            // SAFETY: the slot lives with the engine, whose drop waits for the event recorded
-            // next, and is written again only behind that event.
-            unsafe { target.copy_from_host_async(offset, &slot.pinned, 0..bytes, stream)? };
-            slot.copied.record(stream)?;
-            offset += bytes;
-            start = end;
+        };
+        let lead = || {
+            let _guard = CloseOnPanic(&queue);
+            let result = Self::lead(
+                &work,
+                &queue,
+                &mut |chunk| {
+                    let slot = slots[chunk % slots.len()];
+                    let bytes = work.chunks[chunk].bytes;
+                    let offset = work.chunks[chunk].offset;
+                    // SAFETY: the slot lives with the engine, whose drop waits for the event recorded
+                    // next, and is opened again only behind that event.
+                    unsafe { target.copy_from_host_async(offset, &slot.pinned, 0..bytes, stream)? };
+                    slot.copied.record(stream)
+                },
+                &slots,
+            );
+            queue.close();
+            result
+        };
+        let led = STAGE.lead(helpers, help, lead);
+        // What the data says comes first, and of that the first bad sample.
+        work.check(queue.results())?;
+        led
+    }
+
+    /// Enqueues each chunk's copy when it is filled, and works along until all are.
+    fn lead(
+        work: &Work<'_>,
+        queue: &Queue<'_>,
+        copy: &mut dyn FnMut(usize) -> Result<()>,
+        slots: &[&Slot],
+    ) -> Result<()> {
+        let (mut copied, mut open) = (0, 0);
+        while copied < work.chunks.len() {
+            if copied < open && queue.is_filled(copied) {
+                copy(copied)?;
+                copied += 1;
+                continue;
+            }
+            // A slot is open when the copy that last read it is done. It is waited for only where
+            // there is nothing else to do.
+            if open < work.chunks.len() && open < copied + slots.len() {
+                let last_copy = &slots[open % slots.len()].copied;
+                let free = last_copy.query()?;
+                if free || !queue.has_work() {
+                    if !free {
+                        last_copy.synchronize()?;
+                    }
+                    open += 1;
+                    queue.open(open);
+                    continue;
+                }
+            }
+            if let Some(piece) = queue.take(false) {
+                queue.done(piece, work.stage(piece, slots));
+            } else if !queue.wait_filled(copied) {
+                return Ok(()); // a piece is bad: what is left need not be copied
+            }
         }
         Ok(())
     }
 
-    fn free_slot(&mut self, context: &Arc<Context>) -> Result<&mut Slot> {
-        if self.slots.len() < SLOTS && self.slots.len() == self.next {
+    /// Slots for so many chunks, in the order in which they come free.
+    fn slots(&mut self, context: &Arc<Context>, chunks: usize) -> Result<Vec<&Slot>> {
+        while self.slots.len() < SLOTS.min(chunks) {
             self.slots.push(Slot {
                 pinned: PinnedBuffer::new(context, SLOT_BYTES)?,
                 copied: Event::new(context)?,
-                in_flight: false,
             });
         }
-        let index = self.next;
-        self.next = (self.next + 1) % SLOTS;
-        let slot = &mut self.slots[index];
-        if slot.in_flight {
-            slot.copied.synchronize()?;
-            slot.in_flight = false;
-        }
-        Ok(slot)
+        let start = self.next;
+        self.next = (self.next + chunks) % self.slots.len();
+        Ok((0..self.slots.len()).map(|i| &self.slots[(start + i) % self.slots.len()]).collect())
     }
 }
 
 impl Drop for Staging {
     fn drop(&mut self) {
-        for slot in self.slots.iter().filter(|slot| slot.in_flight) {
+        for slot in &self.slots {
+            // An event that was never recorded counts as done.
             if let Err(error) = slot.copied.synchronize() {
                 slot.copied.context().record_drop_failure(error);
             }
         }
+    }
+}
+
+/// A part of the input that fits a slot.
+struct Chunk {
+    pieces: Range<usize>,
+    /// Where it goes in the target.
+    offset: usize,
+    bytes: usize,
+}
+
+/// One input, cut up.
+struct Work<'a> {
+    plan: &'a EncodePlan,
+    input: &'a Input<'a>,
+    pieces: Vec<Piece>,
+    chunks: Vec<Chunk>,
+    /// For each piece its chunk, and its offset in the chunk's slot.
+    places: Vec<(usize, usize)>,
+}
+
+impl<'a> Work<'a> {
+    fn new(plan: &'a EncodePlan, input: &'a Input<'a>) -> Self {
+        let size = input.dtype().size();
+        let pieces = pieces(input.batch(), input.features(), size);
+        // Several chunks even of a small batch, so that the copy of one overlaps staging the next.
+        let most = (input.num_bytes() / CHUNKS).clamp(MIN_CHUNK_BYTES, SLOT_BYTES);
+        let mut chunks: Vec<Chunk> = Vec::new();
+        let mut places = Vec::with_capacity(pieces.len());
+        for (index, piece) in pieces.iter().enumerate() {
+            let bytes = piece.elements() * size;
+            let end = chunks.last().map_or(0, |chunk| chunk.offset + chunk.bytes);
+            if chunks.last().is_none_or(|chunk| chunk.bytes + bytes > most) {
+                chunks.push(Chunk { pieces: index..index, offset: end, bytes: 0 });
+            }
+            let number = chunks.len() - 1;
+            let chunk = &mut chunks[number];
+            places.push((number, chunk.bytes));
+            chunk.bytes += bytes;
+            chunk.pieces.end = index + 1;
+        }
+        Self { plan, input, pieces, chunks, places }
+    }
+
+    /// Copies a piece to its place and validates it; returns its sum of squares.
+    fn stage(&self, piece: usize, slots: &[&Slot]) -> Result<f64> {
+        let (chunk, offset) = self.places[piece];
+        let bytes = self.pieces[piece].elements() * self.input.dtype().size();
+        let slot = slots[chunk % slots.len()];
+        // SAFETY: the queue gives each piece to one thread, and only while its slot is open: no
+        // copy from it is in flight. Places do not overlap.
+        let target = unsafe { slot.pinned.slice_mut(offset..offset + bytes)? };
+        with_element!(self.input.dtype(), T => self.stage_as::<T>(&self.pieces[piece], target))
+    }
+
+    fn stage_as<T: Element>(&self, piece: &Piece, target: &mut [u8]) -> Result<f64> {
+        let mut sum = 0.0;
+        let row_bytes = piece.columns.len() * size_of::<T>();
+        for (sample, target) in piece.rows.clone().zip(target.chunks_exact_mut(row_bytes)) {
+            let row = self.input.row::<T>(sample).range(piece.columns.clone());
+            copy_row(row, target);
+            sum = validate(self.plan, sample, row, piece.columns.start)?;
+            if piece.columns.len() == self.plan.features() && self.is_amplitude() {
+                amplitude::norm(sample, sum)?;
+            }
+        }
+        Ok(sum)
+    }
+
+    fn is_amplitude(&self) -> bool {
+        matches!(self.plan.form(), Form::Amplitude)
+    }
+
+    /// Raises the first error, and checks the norms of rows that are longer than a piece.
+    fn check(&self, results: Vec<Option<Result<f64>>>) -> Result<()> {
+        let mut row_sum = 0.0;
+        for (piece, result) in self.pieces.iter().zip(results) {
+            let Some(result) = result else { break };
+            let sum = result?;
+            if !self.is_amplitude() || piece.columns.len() == self.plan.features() {
+                continue; // whole rows were checked one by one
+            }
+            row_sum += sum;
+            if piece.columns.end == self.plan.features() {
+                amplitude::norm(piece.rows.start, std::mem::take(&mut row_sum))?;
+            }
+        }
+        Ok(())
+    }
+}
+
+/// Hands pieces out in order, and knows which chunks are filled.
+struct Queue<'a> {
+    work: &'a Work<'a>,
+    state: Mutex<QueueState>,
+    changed: Condvar,
+}
+
+struct QueueState {
+    next: usize,
+    /// Chunks whose slot may be filled.
+    open: usize,
+    /// Pieces that each chunk still lacks.
+    missing: Vec<usize>,
+    results: Vec<Option<Result<f64>>>,
+    /// Nothing is to be handed out any more.
+    closed: bool,
+}
+
+impl<'a> Queue<'a> {
+    fn new(work: &'a Work<'a>) -> Self {
+        let state = QueueState {
+            next: 0,
+            open: 0,
+            missing: work.chunks.iter().map(|chunk| chunk.pieces.len()).collect(),
+            results: vec![None; work.pieces.len()],
+            closed: false,
+        };
+        Self { work, state: Mutex::new(state), changed: Condvar::new() }
+    }
+
+    /// The next piece whose slot is open; `wait` says whether to wait for one.
+    fn take(&self, wait: bool) -> Option<usize> {
+        let mut state = self.state.lock();
+        loop {
+            if state.closed || state.next == self.work.pieces.len() {
+                return None;
+            }
+            if self.work.places[state.next].0 < state.open {
+                state.next += 1;
+                return Some(state.next - 1);
+            }
+            if !wait {
+                return None;
+            }
+            self.changed.wait(&mut state);
+        }
+    }
+
+    fn done(&self, piece: usize, result: Result<f64>) {
+        let mut state = self.state.lock();
+        // Pieces before a bad one have all been handed out, so the first error will be found.
+        state.closed |= result.is_err();
+        state.results[piece] = Some(result);
+        let chunk = self.work.places[piece].0;
+        state.missing[chunk] -= 1;
+        if state.missing[chunk] == 0 || state.closed {
+            self.changed.notify_all();
+        }
+    }
+
+    fn open(&self, chunks: usize) {
+        self.state.lock().open = chunks;
+        self.changed.notify_all();
+    }
+
+    fn has_work(&self) -> bool {
+        let state = self.state.lock();
+        !state.closed && (state.missing[..state.open].iter().any(|&missing| missing > 0))
+    }
+
+    fn is_filled(&self, chunk: usize) -> bool {
+        let state = self.state.lock();
+        !state.closed && state.missing[chunk] == 0
+    }
+
+    /// Waits until a chunk is filled; false where it never will be.
+    fn wait_filled(&self, chunk: usize) -> bool {
+        let mut state = self.state.lock();
+        while !state.closed && state.missing[chunk] > 0 {
+            self.changed.wait(&mut state);
+        }
+        !state.closed
+    }
+
+    fn close(&self) {
+        self.state.lock().closed = true;
+        self.changed.notify_all();
+    }
+
+    fn results(self) -> Vec<Option<Result<f64>>> {
+        self.state.into_inner().results
     }
 }
 
@@ -146,43 +368,6 @@ fn pieces(batch: usize, features: usize, size: usize) -> Vec<Piece> {
             })
         })
         .collect()
-}
-
-/// Copies pieces into `staged`, one behind the other, and validates them; returns for each its sum
-/// of squares where the encoding needs one.
-fn stage<T: Element>(
-    plan: &EncodePlan,
-    input: &Input<'_>,
-    pieces: &[Piece],
-    staged: &mut [u8],
-) -> Result<Vec<f64>> {
-    let parallel = staged.len() >= PARALLEL_BYTES;
-    let mut rest = staged;
-    let mut tasks = Vec::with_capacity(pieces.len());
-    for piece in pieces {
-        let (head, tail) = rest.split_at_mut(piece.elements() * size_of::<T>());
-        tasks.push((piece, head));
-        rest = tail;
-    }
-    let one = |piece: &Piece, target: &mut [u8]| -> Result<f64> {
-        let mut sum = 0.0;
-        let row_bytes = piece.columns.len() * size_of::<T>();
-        for (sample, target) in piece.rows.clone().zip(target.chunks_exact_mut(row_bytes)) {
-            let row = input.row::<T>(sample).range(piece.columns.clone());
-            copy_row(row, target);
-            sum = validate(plan, sample, row, piece.columns.start)?;
-            if piece.columns.len() == plan.features() && matches!(plan.form(), Form::Amplitude) {
-                amplitude::norm(sample, sum)?;
-            }
-        }
-        Ok(sum)
-    };
-    // Looked at in order afterwards, so that the first bad sample is the one that is named.
-    let mut results = vec![Ok(0.0); pieces.len()];
-    STAGE.for_each(parallel, tasks.into_iter().zip(&mut results), |((piece, target), result)| {
-        *result = one(piece, target);
-    });
-    results.into_iter().collect()
 }
 
 fn copy_row<T: Element>(row: Row<'_, T>, target: &mut [u8]) {
@@ -232,28 +417,14 @@ fn validate<T: Element>(
     }
 }
 
-/// Sums of squares of rows that are longer than a piece.
-#[derive(Default)]
-struct RowSums {
-    sum: f64,
-}
+/// Lets the other threads go where one panics, instead of leaving them to wait for it.
+struct CloseOnPanic<'a>(&'a Queue<'a>);
 
-impl RowSums {
-    /// Adds the sums of consecutive pieces and checks each row that ends among them.
-    fn add(&mut self, plan: &EncodePlan, pieces: &[Piece], partial: &[f64]) -> Result<()> {
-        if !matches!(plan.form(), Form::Amplitude) {
-            return Ok(());
+impl Drop for CloseOnPanic<'_> {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            self.0.close();
         }
-        for (piece, sum) in pieces.iter().zip(partial) {
-            if piece.columns.len() == plan.features() {
-                continue; // whole rows were checked one by one
-            }
-            self.sum += sum;
-            if piece.columns.end == plan.features() {
-                amplitude::norm(piece.rows.start, std::mem::take(&mut self.sum))?;
-            }
-        }
-        Ok(())
     }
 }
 
@@ -282,26 +453,33 @@ mod tests {
         }
     }
 
-    fn staged(values: &[f64], features: usize) -> Result<Vec<u8>> {
+    /// What staging finds in a batch, piece by piece, without a device.
+    fn checked(values: &[f64], features: usize) -> Result<()> {
         let n = features.next_power_of_two().trailing_zeros().max(1);
         let spec = EncodeSpec::new(Encoding::Amplitude, n)?;
         let input = Input::rows(values, features)?;
         let plan = Engine::open(Device::Cpu)?.plan(&input, &spec, None)?;
-        let pieces = pieces(input.batch(), features, 8);
-        let mut bytes = vec![0; input.num_bytes()];
-        let partial = stage::<f64>(&plan, &input, &pieces, &mut bytes)?;
-        RowSums::default().add(&plan, &pieces, &partial)?;
-        Ok(bytes)
+        let work = Work::new(&plan, &input);
+        let queue = Queue::new(&work);
+        queue.open(work.chunks.len());
+        let mut bytes = Vec::new();
+        while let Some(piece) = queue.take(false) {
+            let mut target = vec![0; work.pieces[piece].elements() * 8];
+            queue.done(piece, work.stage_as::<f64>(&work.pieces[piece], &mut target));
+            bytes.extend(target);
+        }
+        work.check(queue.results())?;
+        let copy: Vec<f64> =
+            bytes.chunks_exact(8).map(|b| f64::from_ne_bytes(b.try_into().unwrap())).collect();
+        assert_eq!(copy, values);
+        Ok(())
     }
 
     #[test]
     fn staging_copies_every_byte() {
         for (batch, features) in [(3, 5), (2, 100_000)] {
             let values: Vec<f64> = (0..batch * features).map(|i| 1.0 + i as f64).collect();
-            let bytes = staged(&values, features).unwrap();
-            let copy: Vec<f64> =
-                bytes.chunks_exact(8).map(|b| f64::from_ne_bytes(b.try_into().unwrap())).collect();
-            assert_eq!(copy, values);
+            assert_eq!(checked(&values, features), Ok(()));
         }
     }
 
@@ -312,12 +490,34 @@ mod tests {
             values[features + 3] = f64::NAN;
             values[2 * features] = f64::INFINITY;
             let expected = Error::NonFinite { sample: 1, position: 3, nan: true };
-            assert_eq!(staged(&values, features), Err(expected));
+            assert_eq!(checked(&values, features), Err(expected));
             let mut values = vec![1.0; 3 * features];
             values[2 * features..].fill(0.0);
-            assert_eq!(staged(&values, features), Err(Error::ZeroNorm { sample: 2 }));
+            assert_eq!(checked(&values, features), Err(Error::ZeroNorm { sample: 2 }));
             values[features] = 1e200;
-            assert_eq!(staged(&values, features), Err(Error::NormOverflow { sample: 1 }));
+            assert_eq!(checked(&values, features), Err(Error::NormOverflow { sample: 1 }));
         }
+    }
+
+    #[test]
+    fn chunks_cover_the_pieces_and_fit_a_slot() {
+        let values = vec![1.0; 3 << 20];
+        let input = Input::rows(&values, 1 << 20).unwrap();
+        let spec = EncodeSpec::new(Encoding::Amplitude, 20).unwrap();
+        let plan = Engine::open(Device::Cpu).unwrap().plan(&input, &spec, None).unwrap();
+        let work = Work::new(&plan, &input);
+        let (mut piece, mut offset) = (0, 0);
+        for (index, chunk) in work.chunks.iter().enumerate() {
+            assert_eq!((chunk.pieces.start, chunk.offset), (piece, offset));
+            assert!(chunk.bytes <= SLOT_BYTES);
+            let mut at = 0;
+            for piece in chunk.pieces.clone() {
+                assert_eq!(work.places[piece], (index, at));
+                at += work.pieces[piece].elements() * 8;
+            }
+            assert_eq!(at, chunk.bytes);
+            (piece, offset) = (chunk.pieces.end, offset + chunk.bytes);
+        }
+        assert_eq!((piece, offset), (work.pieces.len(), input.num_bytes()));
     }
 }
