@@ -5,8 +5,8 @@ use crate::element::Real;
 use crate::encoding::Product;
 use num_complex::Complex;
 
-/// Bits of the low table: 1024 amplitudes stay in the first-level cache.
-const LOW_BITS: u32 = 10;
+/// Bits of the low table at most: 1024 amplitudes stay in the first-level cache.
+const LOW_BITS: usize = 10;
 
 pub(super) fn encode<R: Real>(
     product: &Product,
@@ -29,7 +29,10 @@ pub(super) fn fill_outer<R: Real>(
     state: &mut [Complex<R>],
     within: Within,
 ) {
-    let (low, high) = factors.split_at(factors.len().min(LOW_BITS as usize));
+    let n = factors.len();
+    // Two small tables cost less than one of the whole state, and one product per amplitude.
+    let low_bits = if n <= LOW_BITS { n.div_ceil(2) } else { LOW_BITS };
+    let (low, high) = factors.split_at(low_bits);
     let low: Vec<Complex<R>> = round(&table(low, scale));
     let high: Vec<Complex<R>> = round(&table(high, Complex::new(1.0, 0.0)));
     for_chunks(state, low.len(), within, |first, chunk| {
