@@ -19,15 +19,17 @@ use parking_lot::{Condvar, Mutex};
 use std::ops::Range;
 use std::sync::Arc;
 
-const SLOTS: usize = 4;
-const SLOT_BYTES: usize = 8 << 20;
-/// Chunks that a batch is cut into where they are not larger than a slot, or too small.
+/// Many small slots rather than few large ones: threads run further ahead of the copies, and the
+/// link waits less for the first slot to be filled. Copies of this size run at its full speed.
+const SLOTS: usize = 16;
+const SLOT_BYTES: usize = 2 << 20;
+/// Chunks that a small batch is cut into, where they are not too small to be worth a copy each.
 const CHUNKS: usize = 8;
-const MIN_CHUNK_BYTES: usize = 1 << 20;
+const MIN_CHUNK_BYTES: usize = 256 << 10;
 /// What one thread copies at a time: small enough for its cache, as validation reads it again.
 const PIECE_BYTES: usize = 128 << 10;
-/// Inputs below this are staged by the calling thread alone.
-const PARALLEL_BYTES: usize = 512 << 10;
+/// One thread more is woken for each so many bytes: waking takes as long as staging them.
+const BYTES_PER_THREAD: usize = 1 << 20;
 
 struct Slot {
     pinned: PinnedBuffer,
@@ -73,7 +75,7 @@ impl Staging {
     ) -> Result<()> {
         let work = Work::new(plan, input);
         let slots = self.slots(context, work.chunks.len())?;
-        let helpers = if input.num_bytes() < PARALLEL_BYTES { 0 } else { work.pieces.len() - 1 };
+        let helpers = input.num_bytes() / BYTES_PER_THREAD;
         let queue = Queue::new(&work);
         let help = || {
             let _guard = CloseOnPanic(&queue);
