@@ -5,6 +5,7 @@ use parking_lot::Mutex;
 use std::alloc::Layout;
 use std::fmt;
 use std::ptr::NonNull;
+use std::sync::OnceLock;
 
 /// Above this size memory comes straight from the operating system, in huge pages where it has
 /// them: touching fresh 4 KiB pages costs more than computing what is written there.
@@ -14,10 +15,10 @@ const MAP_BYTES: usize = 4 << 20;
 const CHECK_BYTES: usize = 256 << 20;
 const ALIGN: usize = 64;
 
-/// Freed blocks of this size and up to [`CACHE_BYTES`] in all are kept for the next call: a result
-/// is written once, so asking the system for fresh pages every time would cost more than writing.
+/// Freed blocks from this size on are kept for the next call, up to [`cache_limit`] in all: a
+/// result is written once, so asking the system for fresh pages every time would cost more than
+/// writing.
 const CACHE_FROM: usize = 64 << 10;
-const CACHE_BYTES: usize = 256 << 20;
 
 /// Host memory for states, or memory that somebody else owns. Initialised, to anything.
 pub(crate) struct HostBuffer {
@@ -78,7 +79,8 @@ impl Drop for HostBuffer {
         if let Owner::Block(block) = std::mem::replace(&mut self.owner, nothing)
             && block.bytes >= CACHE_FROM
         {
-            let evicted = CACHE.lock().put(block);
+            let limit = cache_limit();
+            let evicted = CACHE.lock().put(block, limit);
             drop(evicted); // not under the lock: giving memory back takes a while
         }
     }
@@ -160,6 +162,12 @@ impl Drop for Block {
     }
 }
 
+/// A sixteenth of the machine's memory, and no more than a gibibyte.
+fn cache_limit() -> usize {
+    static LIMIT: OnceLock<usize> = OnceLock::new();
+    *LIMIT.get_or_init(|| ((system_memory().0 / 16) as usize).min(1 << 30))
+}
+
 /// Freed blocks, oldest first.
 struct Cache {
     blocks: Vec<Block>,
@@ -177,11 +185,11 @@ impl Cache {
     }
 
     /// Keeps a block; returns those that there is no room for any more.
-    fn put(&mut self, block: Block) -> Vec<Block> {
+    fn put(&mut self, block: Block, limit: usize) -> Vec<Block> {
         self.bytes += block.bytes;
         self.blocks.push(block);
         let mut evicted = Vec::new();
-        while self.bytes > CACHE_BYTES {
+        while self.bytes > limit {
             let oldest = self.blocks.remove(0);
             self.bytes -= oldest.bytes;
             evicted.push(oldest);
@@ -245,13 +253,14 @@ mod tests {
     #[test]
     fn the_cache_is_bounded() {
         let mut cache = Cache { blocks: Vec::new(), bytes: 0 };
-        let block = || Block::new(CACHE_BYTES / 2).unwrap();
-        assert!(cache.put(block()).is_empty());
-        assert!(cache.put(block()).is_empty());
-        assert_eq!(cache.put(block()).len(), 1);
-        assert!(cache.take(CACHE_BYTES / 2).is_some());
+        let block = || Block::new(CACHE_FROM).unwrap();
+        let limit = 2 * CACHE_FROM;
+        assert!(cache.put(block(), limit).is_empty());
+        assert!(cache.put(block(), limit).is_empty());
+        assert_eq!(cache.put(block(), limit).len(), 1);
+        assert!(cache.take(CACHE_FROM).is_some());
         assert!(cache.take(1).is_none());
-        assert_eq!(cache.bytes, CACHE_BYTES / 2);
+        assert_eq!(cache.bytes, CACHE_FROM);
     }
 
     #[test]
