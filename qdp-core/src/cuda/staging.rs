@@ -29,7 +29,7 @@ const MIN_CHUNK_BYTES: usize = 256 << 10;
 /// What one thread copies at a time: small enough for its cache, as validation reads it again.
 const PIECE_BYTES: usize = 128 << 10;
 /// One thread more is woken for each so many bytes: waking takes as long as staging them.
-const BYTES_PER_THREAD: usize = 1 << 20;
+const BYTES_PER_THREAD: usize = 2 << 20;
 
 struct Slot {
     pinned: PinnedBuffer,
