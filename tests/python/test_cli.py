@@ -358,6 +358,8 @@ def test_interrupt_leaves_nothing(tmp_path: Path) -> None:
     source = write(tmp_path / "samples.csv", SAMPLES)
     script = (
         "import os, signal, sys; from qdp import cli\n"
+        # Whoever runs the tests in the background has it ignored, and children inherit that.
+        "signal.signal(signal.SIGINT, signal.default_int_handler)\n"
         "class Interrupted(cli.StateWriter):\n"
         "    def write(self, states):\n"
         "        super().write(states)\n"
