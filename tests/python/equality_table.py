@@ -18,8 +18,8 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import live
 import numpy as np
-import peers
 import qdp
 from cases import CASES, PRECISIONS
 
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
 
 def measure(
-    device: str | None, *, max_qubits: int = 12, libraries: Sequence[str] = tuple(peers.PEERS)
+    device: str | None, *, max_qubits: int = 12, libraries: Sequence[str] = tuple(live.LIBRARIES)
 ) -> list[dict[str, Any]]:
     """The worst error per library, encoding, convention and dtype."""
     engines = {p: qdp.Engine(device, precision=p) for p in PRECISIONS}
@@ -37,7 +37,7 @@ def measure(
         for case in CASES:
             for n in range(1, max_qubits + 1):
                 x, options = case.samples(n, batch=2), case.options(n)
-                conventions = peers.states_by_convention(library, x, n, case.encoding, **options)
+                conventions = live.states_by_convention(library, x, n, case.encoding, **options)
                 for convention, expected in conventions.items():
                     for precision, engine in engines.items():
                         states = engine.encode(
@@ -84,7 +84,7 @@ def main() -> None:
     parser.add_argument("-d", "--device", help='"cpu" or "cuda:N"; the GPU where there is one')
     parser.add_argument("-n", "--max-qubits", type=int, default=12)
     arguments = parser.parse_args()
-    libraries = [name for name in peers.PEERS if find_spec(name)]
+    libraries = [name for name in live.LIBRARIES if find_spec(name)]
     rows = measure(arguments.device, max_qubits=arguments.max_qubits, libraries=libraries)
     if arguments.output:
         report = {

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+import live
 import numpy as np
-import peers
 import pytest
 import reference
 from cases import CASES, PRECISIONS, QUBITS, Case
@@ -20,12 +20,12 @@ PEER_ROUNDING = 4
 
 
 @pytest.mark.parametrize("case", CASES, ids=str)
-@pytest.mark.parametrize("library", peers.PEERS)
+@pytest.mark.parametrize("library", live.LIBRARIES)
 def test_equals_library(library: str, case: Case, engine_for: Callable[[Any], qdp.Engine]) -> None:
     pytest.importorskip(library, exc_type=ImportError)
     for n in QUBITS:
         x, options = case.samples(n, batch=2), case.options(n)
-        conventions = peers.states_by_convention(library, x, n, case.encoding, **options)
+        conventions = live.states_by_convention(library, x, n, case.encoding, **options)
         for convention, expected in conventions.items():
             for precision in PRECISIONS:
                 actual = engine_for(precision).encode(
@@ -54,7 +54,7 @@ def test_conventions(case: Case, engine: qdp.Engine) -> None:
         if case.encoding == "amplitude" or (case.encoding == "basis" and x.shape[1] == 1):
             np.testing.assert_array_equal(pennylane, qiskit)
         else:
-            reversed_ = peers.bit_reverse(qiskit, n)
+            reversed_ = live.bit_reverse(qiskit, n)
             reference.assert_close(pennylane, reversed_, x, n, case.encoding, slack=2, **options)
 
 
@@ -71,7 +71,7 @@ class TestKnownEqualities:
         x = ParameterVector("x", self.N)
         for k in range(self.N):
             circuit.ry(x[k], k)
-        expected = peers.qiskit_states(circuit, 2 * self.X)
+        expected = live.qiskit_states(circuit, 2 * self.X)
         actual = engine.encode(self.X, self.N, "angle").numpy()
         np.testing.assert_allclose(actual, expected, rtol=0, atol=1e-14)
 
@@ -83,7 +83,7 @@ class TestKnownEqualities:
             return pennylane.state()
 
         node = pennylane.QNode(circuit, pennylane.device("default.qubit", wires=self.N))
-        expected = peers.bit_reverse(node(2 * self.X), self.N)
+        expected = live.bit_reverse(node(2 * self.X), self.N)
         actual = engine.encode(self.X, self.N, "angle").numpy()
         np.testing.assert_allclose(actual, expected, rtol=0, atol=1e-14)
 
@@ -96,13 +96,13 @@ class TestKnownEqualities:
         for k in range(self.N):
             circuit.p(x[k], k)
         actual = engine.encode(self.X, self.N, "phase").numpy()
-        np.testing.assert_allclose(actual, peers.qiskit_states(circuit, self.X), rtol=0, atol=1e-14)
+        np.testing.assert_allclose(actual, live.qiskit_states(circuit, self.X), rtol=0, atol=1e-14)
 
     @pytest.mark.usefixtures("qiskit")
     def test_phase_is_half_a_z_feature_map(self, engine: qdp.Engine) -> None:
         from qiskit.circuit.library import z_feature_map
 
-        expected = peers.qiskit_states(z_feature_map(self.N, reps=1), self.X / 2)
+        expected = live.qiskit_states(z_feature_map(self.N, reps=1), self.X / 2)
         actual = engine.encode(self.X, self.N, "phase").numpy()
         np.testing.assert_allclose(actual, expected, rtol=0, atol=1e-14)
 
@@ -111,14 +111,14 @@ class TestKnownEqualities:
     def test_zz_without_pairs_is_z_feature_map(self, reps: int, engine: qdp.Engine) -> None:
         from qiskit.circuit.library import z_feature_map
 
-        expected = peers.qiskit_states(z_feature_map(self.N, reps=reps), self.X)
+        expected = live.qiskit_states(z_feature_map(self.N, reps=reps), self.X)
         actual = engine.encode(self.X, self.N, "zz", reps=reps, entanglement="none").numpy()
         np.testing.assert_allclose(actual, expected, rtol=0, atol=1e-13)
 
     @pytest.mark.usefixtures("pennylane")
     def test_iqp_embedding_then_hadamards_is_iqp(self, engine: qdp.Engine) -> None:
-        expected = peers.bit_reverse(
-            peers.pennylane(self.X, self.N, "iqp-embedding", hadamards_after=True), self.N
+        expected = live.bit_reverse(
+            live.pennylane(self.X, self.N, "iqp-embedding", hadamards_after=True), self.N
         )
         j, k = np.triu_indices(self.N, 1)
         weights = self.X[:, j] * self.X[:, k]

@@ -284,7 +284,7 @@ def torch(
     return result
 
 
-PEERS: dict[str, tuple[Peer, bool]] = {  # function, whether its order is big-endian
+LIBRARIES: dict[str, tuple[Peer, bool]] = {  # function, whether its order is big-endian
     "pennylane": (pennylane, True),
     "qiskit": (qiskit, False),
     "torch": (torch, False),
@@ -295,7 +295,7 @@ def states_by_convention(
     library: str, x: NDArray[Any], n: int, encoding: str, **options: Any
 ) -> dict[Any, Complex]:
     """A library's states in the order and with the angles of each convention."""
-    peer, big_endian = PEERS[library]
+    peer, big_endian = LIBRARIES[library]
     native = peer(x, n, encoding, **options)
     full_angle = peer(2 * x, n, encoding, **options) if encoding == "angle" else native
     # Order means the same index everywhere for amplitudes and basis indices.
