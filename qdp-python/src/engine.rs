@@ -21,10 +21,17 @@ use std::sync::LazyLock;
 /// for them: an overcommitting system would grant anything and end the process later.
 const CHECK_BYTES: u128 = 256 << 20;
 
+/// The process's engines, by device.
+static ENGINES: LazyLock<RwLock<HashMap<Device, qdp_core::Engine>>> =
+    LazyLock::new(RwLock::default);
+
+/// The process's engines that are open.
+pub(crate) fn all_shared() -> Vec<qdp_core::Engine> {
+    ENGINES.read().values().cloned().collect()
+}
+
 /// The process's engine for a device: what tensors are encoded with where no engine is named.
 pub(crate) fn shared(device: Device) -> Result<qdp_core::Engine> {
-    static ENGINES: LazyLock<RwLock<HashMap<Device, qdp_core::Engine>>> =
-        LazyLock::new(RwLock::default);
     if let Some(engine) = ENGINES.read().get(&device) {
         return Ok(engine.clone());
     }

@@ -33,7 +33,7 @@ mod _qdp {
     #[pymodule_export]
     use crate::state::StateBatch;
     #[pymodule_export]
-    use crate::tensor::encode_tensor;
+    use crate::tensor::{check_tensors, encode_tensor};
 
     #[pymodule_init]
     fn init(module: &Bound<'_, PyModule>) -> PyResult<()> {

@@ -1,6 +1,6 @@
 //! Tensor in, tensor out: the way under `qdp.torch.encode`.
 
-use crate::engine::{Call, shared};
+use crate::engine::{Call, all_shared, shared};
 use crate::errors::Result;
 use crate::exchange::{Table, device_of};
 use crate::input::Data;
@@ -63,4 +63,13 @@ pub(crate) fn encode_tensor<'py>(
     }
     let state = call.encode(data, None)?;
     StateBatch::torch(&Bound::new(py, state)?)
+}
+
+/// Wait for what encode_tensor enqueued and raise the first thing that validation found.
+#[pyfunction]
+pub(crate) fn check_tensors(py: Python<'_>) -> Result<()> {
+    for engine in all_shared() {
+        py.detach(|| engine.check())?;
+    }
+    Ok(())
 }

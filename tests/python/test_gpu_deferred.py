@@ -119,6 +119,15 @@ class TestDeferredErrors:
         result = qdp.torch.encode(on_device(good), 4)
         reference.assert_states(result.cpu().numpy(), good, 4, "amplitude")
 
+    def test_torch_check_raises_once(self) -> None:
+        bad, good = self.bad_input(6, "amplitude", (3, 6), math.nan)
+        qdp.torch.encode(bad, 6, "amplitude")
+        with pytest.raises(qdp.NonFiniteError) as caught:
+            qdp.torch.check()
+        self.check_position(caught.value, (3, 6))
+        qdp.torch.check()
+        assert torch.isfinite(torch.view_as_real(qdp.torch.encode(on_device(good), 6))).all()
+
     def test_a_view_of_the_bad_row(self, gpu: qdp.Engine) -> None:
         bad, _ = self.bad_input(4, "amplitude", (2, 3), math.nan)
         state = gpu.encode(bad, 4)

@@ -7,7 +7,15 @@ import numpy.typing as npt
 
 from qdp._types import Convention, Entanglement, Precision
 
-__all__ = ["Engine", "Plan", "StateBatch", "__version__", "device_info", "encode_tensor"]
+__all__ = [
+    "Engine",
+    "Plan",
+    "StateBatch",
+    "__version__",
+    "check_tensors",
+    "device_info",
+    "encode_tensor",
+]
 
 __version__: str
 
@@ -112,6 +120,9 @@ class StateBatch:
         copy: bool | None = None,
     ) -> Any: ...
     def __dlpack_device__(self) -> tuple[int, int]: ...
+
+def check_tensors() -> None:
+    """Wait for :func:`encode_tensor` calls and raise what they met: see :func:`qdp.torch.check`."""
 
 def encode_tensor(
     data: Any,

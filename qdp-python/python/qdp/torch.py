@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from qdp._qdp import encode_tensor
+from qdp._qdp import check_tensors, encode_tensor
 
 if TYPE_CHECKING:
     from typing import Any, Literal
@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
     from qdp._types import Convention, Entanglement, Precision
 
-__all__ = ["encode"]
+__all__ = ["check", "encode"]
 
 
 def encode(
@@ -50,3 +50,13 @@ def encode(
         validate=validate,
         out=out,
     )
+
+
+def check() -> None:
+    """Wait for every :func:`encode` so far and raise the first bad value that one of them met.
+
+    A CUDA tensor is validated where it is encoded, and nothing waits for what is found: it raises
+    at a later call. This is the way to ask now, after a training step, say. It raises what
+    :meth:`qdp.Engine.check` raises.
+    """
+    check_tensors()

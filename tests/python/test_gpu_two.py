@@ -1,0 +1,79 @@
+"""Two GPUs: everything happens on the one that is named, and the current one stays current."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+import qdp
+
+torch = pytest.importorskip("torch", exc_type=ImportError)
+import qdp.torch  # noqa: E402
+
+pytestmark = [
+    pytest.mark.gpu,
+    pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs two GPUs"),
+]
+
+X = np.random.default_rng(7).uniform(0.1, 1.0, (64, 256))
+EXPECTED = X / np.linalg.norm(X, axis=1, keepdims=True)
+
+
+def check(states: Any) -> None:
+    np.testing.assert_allclose(np.asarray(states), EXPECTED, rtol=0, atol=1e-15)
+
+
+@pytest.mark.parametrize("device", ["cuda:0", "cuda:1"])
+class TestEachDevice:
+    def test_host_input(self, device: str) -> None:
+        state = qdp.Engine(device).encode(X, 8)
+        assert state.device == device
+        check(state)
+        assert str(torch.from_dlpack(state).device) == str(state.torch().device) == device
+
+    def test_tensors(self, device: str) -> None:
+        x = torch.tensor(X, device=device)
+        result = qdp.torch.encode(x, 8)
+        out = torch.empty_like(result)
+        qdp.Engine(device).encode(x, 8, out=out)
+        assert str(result.device) == device
+        assert torch.cuda.current_device() == 0
+        check(result.cpu())
+        check(out.cpu())
+
+    def test_side_stream(self, device: str) -> None:
+        with torch.cuda.stream(torch.cuda.Stream(device=device)):
+            state = qdp.Engine(device).encode(torch.tensor(X, device=device), 8)
+        check(state)
+
+    def test_capture(self, device: str) -> None:
+        with torch.cuda.device(device):
+            x = torch.tensor(X[::-1].copy(), device=device)
+            qdp.torch.encode(x, 8)
+            torch.cuda.synchronize()
+            graph = torch.cuda.CUDAGraph()
+            with torch.cuda.graph(graph):
+                result = qdp.torch.encode(x, 8)
+            x.copy_(torch.tensor(X, device=device))
+            graph.replay()
+            check(result.cpu())
+
+    def test_deferred_validation(self, device: str) -> None:
+        x = torch.tensor(X, device=device)
+        x[5, 7] = float("nan")
+        state = qdp.Engine(device).encode(x, 8)
+        with pytest.raises(qdp.NonFiniteError) as caught:
+            state.check()
+        assert (caught.value.sample, caught.value.position) == (5, 7)
+
+    def test_the_other_device_is_refused(self, device: str) -> None:
+        other = "cuda:0" if device == "cuda:1" else "cuda:1"
+        engine = qdp.Engine(device)
+        with pytest.raises(qdp.DeviceMismatchError) as caught:
+            engine.encode(torch.tensor(X, device=other), 8)
+        assert (caught.value.argument, caught.value.got) == ("data", other)
+        out = torch.empty(64, 256, dtype=torch.complex128, device=other)
+        with pytest.raises(qdp.DeviceMismatchError) as caught:
+            engine.encode(X, 8, out=out)
+        assert (caught.value.argument, caught.value.got) == ("out", other)
