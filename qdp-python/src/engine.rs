@@ -17,10 +17,6 @@ use qdp_core::{DType, Device, EncodeOptions, EncodeSpec, Encoding, Error, Precis
 use std::collections::HashMap;
 use std::sync::LazyLock;
 
-/// Results on the host above this size are compared with free memory before a framework is asked
-/// for them: an overcommitting system would grant anything and end the process later.
-const CHECK_BYTES: u128 = 256 << 20;
-
 /// The process's engines, by device.
 static ENGINES: LazyLock<RwLock<HashMap<Device, qdp_core::Engine>>> =
     LazyLock::new(RwLock::default);
@@ -171,13 +167,6 @@ impl Call<'_> {
         let plan = self.engine.plan(&input, self.spec, self.precision)?;
         let (device, precision) = (data.layout.device, plan.precision());
         let shape = (input.batch(), self.spec.dim());
-        let bytes = plan.output_bytes(input.batch());
-        if device == Device::Cpu && bytes > CHECK_BYTES {
-            let free = self.engine.memory_info()?.free;
-            if free > 0 && bytes > u128::from(free) {
-                return Err(out_of_memory(self.engine, bytes));
-            }
-        }
         let memory = table.allocate(self.engine, precision, shape)?;
         // SAFETY: the tensor is new and nobody else's.
         let ptr = unsafe {

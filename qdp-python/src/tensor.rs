@@ -8,6 +8,7 @@ use crate::layout;
 use crate::options::{self, SpecArgs};
 use crate::state::StateBatch;
 use pyo3::prelude::*;
+use qdp_core::Device;
 
 /// Tensor in, tensor out: see qdp.torch.encode.
 #[pyfunction]
@@ -56,7 +57,8 @@ pub(crate) fn encode_tensor<'py>(
         let _ = call.write(py, data, &mut target)?;
         return Ok(out.clone());
     }
-    if let (Some(data), Some(table)) = (borrowed, torch) {
+    // On the CPU the engine's memory serves as well, and has its pages already.
+    if let (Some(data), Some(table), Device::Cuda(_)) = (borrowed, torch, device) {
         let options = call.options(&data, None);
         let tensor = call.encode_tensor(py, &data, table, &options)?;
         return Ok(table.to_python(py, tensor.memory)?);
