@@ -34,7 +34,8 @@ def encode(
     ``x`` has shape ``(features,)`` or ``(batch, features)``; the result has shape
     ``(batch, 2**num_qubits)`` and dtype complex64 or complex128. A CUDA tensor is encoded on
     torch's current stream as one more kernel: nothing waits, and the call is legal inside
-    ``torch.cuda.graph`` capture. The result is ``out``, or new; on CUDA torch's own allocator makes it.
+    ``torch.cuda.graph`` capture. The result is ``out``, or new; on CUDA it is made by torch's own
+    allocator.
 
     See :meth:`qdp.Engine.encode` for the other arguments.
     """
