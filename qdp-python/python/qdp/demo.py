@@ -235,4 +235,4 @@ def _draw(results: Sequence[Result], labels: Array, path: Path) -> None:
         axes.set_xlabel("digit")
     panels[0].set_ylabel("digit")
     figure.colorbar(image, ax=list(panels), label="fidelity", fraction=0.05, pad=0.01)
-    figure.savefig(path, dpi=150)
+    figure.savefig(path, dpi=150, bbox_inches="tight")
