@@ -25,7 +25,8 @@ impl Config {
         let available = || std::thread::available_parallelism().map_or(1, usize::from);
         let num_threads = match num_threads.map(|text| (text, text.trim().parse::<usize>())) {
             None => available(),
-            Some((_, Ok(n))) if n >= 1 => n,
+            // More would only exhaust the system.
+            Some((_, Ok(n))) if n >= 1 => n.min(1024),
             Some((text, _)) => {
                 tracing::warn!("QDP_NUM_THREADS={text:?} is not a positive integer; ignored");
                 available()

@@ -11,7 +11,7 @@ pub type Result<T, E = Error> = std::result::Result<T, E>;
 #[non_exhaustive]
 pub enum Unavailable {
     /// libcuda was not found on this machine.
-    #[error("no NVIDIA driver is installed (libcuda was not found)")]
+    #[error("no NVIDIA driver is installed (libcuda was not found); install driver 580 or later")]
     NoDriver,
     /// The driver is older than the kernels need.
     #[error(
@@ -36,8 +36,8 @@ pub enum Unavailable {
     },
     /// This build holds no kernels.
     #[error(
-        "this build of QDP holds no CUDA kernels (it was built with QDP_SKIP_KERNELS=1); \
-         install a full wheel"
+        "this is a CPU-only build of QDP (QDP_SKIP_KERNELS=1); build again without it, or install \
+         a full wheel"
     )]
     KernelsNotBuilt,
     /// The kernels hold no code for this device.

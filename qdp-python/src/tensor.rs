@@ -67,7 +67,7 @@ pub(crate) fn encode_tensor<'py>(
     StateBatch::torch(&Bound::new(py, state)?)
 }
 
-/// Wait for what encode_tensor enqueued and raise the first thing that validation found.
+/// Wait for what `encode_tensor` enqueued and raise the first thing that validation found.
 #[pyfunction]
 pub(crate) fn check_tensors(py: Python<'_>) -> Result<()> {
     for engine in all_shared() {

@@ -172,6 +172,22 @@ class TestImport:
         assert isinstance(info["devices"], list)
 
 
+class TestFork:
+    def test_a_child_encodes(self) -> None:
+        script = (
+            "import os, signal, numpy as np, qdp\n"
+            "x = np.ones((64, 2**14))\n"
+            "want = qdp.Engine('cpu').encode(x, 14).numpy()\n"
+            "child = os.fork()\n"
+            "if child == 0:\n"
+            "    signal.alarm(60)  # a hang ends the child\n"
+            "    same = (qdp.Engine('cpu').encode(x, 14).numpy() == want).all()\n"
+            "    os._exit(0 if same else 1)\n"
+            "assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0\n"
+        )
+        subprocess.run([sys.executable, "-W", "ignore", "-c", script], check=True)
+
+
 class TestThreads:
     def test_share_one_engine(self, engine: qdp.Engine) -> None:
         """Every thread gets the states of its own samples, whatever the others do."""

@@ -53,7 +53,8 @@ class TestEachDevice:
             qdp.torch.encode(x, 8)
             torch.cuda.synchronize()
             graph = torch.cuda.CUDAGraph()
-            with torch.cuda.graph(graph):
+            # torch's own capture stream stays on the device of the first capture.
+            with torch.cuda.graph(graph, stream=torch.cuda.Stream(device=device)):
                 result = qdp.torch.encode(x, 8)
             x.copy_(torch.tensor(X, device=device))
             graph.replay()

@@ -2,6 +2,9 @@
 //!
 //! A caller outside the pool would hand everything over and sleep, which costs more than many a
 //! call takes. Here it works along, so a worker that wakes late finds less to do.
+//!
+//! A process forked from one that has a pool has the pool but not its threads (torch's data loader
+//! makes such processes). It works alone, as waiting for threads that are not there never ends.
 
 use crate::config::Config;
 use parking_lot::Mutex;
@@ -9,7 +12,8 @@ use std::sync::OnceLock;
 
 /// A pool that is made when there is first enough to do.
 pub(crate) struct Pool {
-    threads: OnceLock<Option<rayon::ThreadPool>>,
+    /// With the process that the threads belong to.
+    threads: OnceLock<Option<(rayon::ThreadPool, u32)>>,
     count: fn() -> usize,
 }
 
@@ -75,8 +79,10 @@ impl Pool {
                 .build()
                 .map_err(|error| tracing::warn!("no thread pool, running on one thread: {error}"))
                 .ok()
+                .map(|threads| (threads, std::process::id()))
         };
-        self.threads.get_or_init(make).as_ref()
+        let (threads, process) = self.threads.get_or_init(make).as_ref()?;
+        (*process == std::process::id()).then_some(threads)
     }
 }
 

@@ -56,8 +56,14 @@ pub(crate) struct CudaBackend {
     context: Arc<Context>,
 }
 
+/// Asked before anything else: a driver would not help a build without kernels.
+fn require_kernels() -> Result<(), Unavailable> {
+    qdp_kernels::IMAGE.map(|_| ()).ok_or(Unavailable::KernelsNotBuilt)
+}
+
 /// The CUDA devices that the driver sees, without opening one.
 pub fn devices() -> Result<Vec<DeviceSummary>, Unavailable> {
+    require_kernels()?;
     let driver = probe()?;
     (0..driver.device_count)
         .map(|ordinal| {
@@ -74,6 +80,9 @@ pub fn devices() -> Result<Vec<DeviceSummary>, Unavailable> {
 
 impl CudaBackend {
     pub(crate) fn open(ordinal: u32) -> Result<Arc<Self>> {
+        let device = || Device::Cuda(ordinal).to_string();
+        require_kernels()
+            .map_err(|reason| Error::DeviceUnavailable { device: device(), reason })?;
         let context = Context::open(i32::try_from(ordinal).unwrap_or(i32::MAX))?;
         let kernels = Kernels::load(&context)?;
         let stream = Stream::new(&context)?;

@@ -131,6 +131,9 @@ impl Encoding {
     pub const NAMES: [&'static str; 8] =
         ["amplitude", "angle", "basis", "phase", "iqp", "iqp-z", "zz", "iqp-embedding"];
 
+    /// The most repetitions of a layer: far more than any use, few enough to end.
+    pub const MAX_REPS: u32 = 1000;
+
     /// The encoding called `name`, with the options that were given.
     ///
     /// An option that the encoding does not have is an error.
@@ -174,8 +177,13 @@ impl Encoding {
             Some((option, _)) => {
                 Err(Error::invalid(option, format!("nothing with encoding {name:?}"), "a value"))
             }
-            None if reps == Some(0) => Err(Error::invalid("reps", "a positive integer", 0)),
-            None => Ok(encoding),
+            None => match reps {
+                Some(count) if count == 0 || count > Self::MAX_REPS => {
+                    let expected = format!("an integer from 1 to {}", Self::MAX_REPS);
+                    Err(Error::invalid("reps", expected, count))
+                }
+                _ => Ok(encoding),
+            },
         }
     }
 

@@ -295,8 +295,8 @@ def _list_matrix(path: Path, column: Any, name: str, first: int) -> Array:
 class StateWriter:
     """A ``.npy`` file that grows batch by batch and bears its name only once it is complete.
 
-    Use it as a context manager: leaving it normally renames ``PATH.partial`` to ``PATH``, leaving
-    it by an exception removes ``PATH.partial``. ``rows`` is the expected number of states, for
+    Use it as a context manager: leaving it normally renames ``PATH.PID.partial`` to ``PATH``, leaving
+    it by an exception removes it. ``rows`` is the expected number of states, for
     the check of free disk space before the first byte is written.
 
     The file is written, not mapped: on a full disk a write is an error that can be reported,
@@ -305,7 +305,8 @@ class StateWriter:
 
     def __init__(self, path: Path, rows: int | None) -> None:
         self.path = path
-        self.partial = path.with_name(path.name + ".partial")
+        # Of this process alone: another one may be writing to the same place.
+        self.partial = path.with_name(f"{path.name}.{os.getpid()}.partial")
         self.expected_rows = rows
         self.rows = 0
         self.shape: tuple[int, ...] = ()
@@ -342,7 +343,7 @@ class StateWriter:
                 f"but {human_bytes(free)} are free on its disk"
             )
         self.dtype, self.shape = states.dtype, (0, *states.shape[1:])
-        self._file = self.partial.open("wb")
+        self._file = self.partial.open("xb")
         self._data_offset = self._write_header()
 
     def _write_header(self) -> int:

@@ -156,7 +156,7 @@ def _info(args: argparse.Namespace) -> None:
     if info["missing"]:
         print("\nmissing")
         for name, text in info["missing"].items():
-            print(f"  {name:<12}{text}")
+            print(f"  {name:<14}{text}")
 
 
 def _collect_info() -> Options:

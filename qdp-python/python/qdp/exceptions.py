@@ -1,4 +1,4 @@
-"""The exceptions QDP raises.
+"""The exceptions QDP raises about data, shapes, values and devices.
 
 Every one is a :class:`QdpError` and also the built-in exception a caller would expect, so both
 ``except qdp.QdpError`` and ``except ValueError`` work. The attributes named in each class carry
