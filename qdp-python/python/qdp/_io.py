@@ -295,9 +295,9 @@ def _list_matrix(path: Path, column: Any, name: str, first: int) -> Array:
 class StateWriter:
     """A ``.npy`` file that grows batch by batch and bears its name only once it is complete.
 
-    Use it as a context manager: leaving it normally renames ``PATH.PID.partial`` to ``PATH``, leaving
-    it by an exception removes it. ``rows`` is the expected number of states, for
-    the check of free disk space before the first byte is written.
+    Use it as a context manager: leaving it normally renames ``PATH.PID.partial`` to ``PATH``,
+    leaving it by an exception removes it. ``rows`` is the expected number of states, for the check
+    of free disk space before the first byte is written.
 
     The file is written, not mapped: on a full disk a write is an error that can be reported,
     where a store into a mapping kills the process.
