@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
@@ -11,6 +11,9 @@ import qdp
 torch = pytest.importorskip("torch", exc_type=ImportError)
 import qdp.torch  # noqa: E402
 
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
 pytestmark = [
     pytest.mark.gpu,
     pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs two GPUs"),
@@ -18,6 +21,14 @@ pytestmark = [
 
 X = np.random.default_rng(7).uniform(0.1, 1.0, (64, 256))
 EXPECTED = X / np.linalg.norm(X, axis=1, keepdims=True)
+
+
+@pytest.fixture(autouse=True)
+def current_device_stays() -> Iterator[None]:
+    """Nothing leaves another device current than it found."""
+    torch.cuda.set_device(0)
+    yield
+    assert torch.cuda.current_device() == 0
 
 
 def check(states: Any) -> None:

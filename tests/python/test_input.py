@@ -378,7 +378,8 @@ class TestDLPack:
     @pytest.mark.gpu
     @pytest.mark.parametrize("dtype", ["float16", "float32", "float64", "int32", "complex64"])
     def test_cupy(self, dtype: str, gpu: qdp.Engine, cupy: Any) -> None:
-        x = cupy.asarray(values(dtype, (8, 16)))
+        with cupy.cuda.Device(0):
+            x = cupy.asarray(values(dtype, (8, 16)))
         for view in (x, x[::-1, ::-1], x[1::2, 3:9], x.T[:, :5], x[3]):
             check(gpu, view, cupy.asnumpy(view), 4)
 
