@@ -341,11 +341,6 @@ impl Engine {
             Backend::Cuda(cuda) => cuda.keep_until_done(stream, owner),
         }
     }
-
-    /// Whether the two calls go to the same open device.
-    pub fn same(&self, other: &Self) -> bool {
-        Arc::ptr_eq(&self.shared, &other.shared)
-    }
 }
 
 fn check_host(input: &Input<'_>) -> Result<()> {

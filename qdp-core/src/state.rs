@@ -159,14 +159,6 @@ impl StateBatch {
         }
     }
 
-    /// The stream of the engine that made the states, where they are on a CUDA device.
-    pub fn home_stream(&self) -> Option<cuda::RawStream> {
-        match &*self.storage {
-            Storage::Host(_) => None,
-            Storage::Device(states) => Some(states.home_stream()),
-        }
-    }
-
     /// The states in host memory, rows without gaps: shared where they already are, else copied,
     /// after waiting for them and for validation.
     pub fn to_host(&self) -> Result<Self> {

@@ -20,8 +20,7 @@ use crate::error::{Error, Result, Unavailable};
 ///
 /// What a pool keeps, torch's allocator cannot have, and torch cannot ask for it back; so it must
 /// not be all. Memory above the threshold goes back at the next synchronisation and has to be
-/// mapped anew, about a millisecond per GiB, which only results of many GiB ever pay, beside the
-/// far longer time that they take to compute and move.
+/// mapped anew, which only results of many GiB ever pay.
 pub const DEFAULT_RELEASE_FRACTION: u64 = 8;
 
 const OUT_OF_MEMORY_HINT: &str = "encode fewer samples at a time, ask for complex64, or free \

@@ -20,7 +20,7 @@ use std::ops::Range;
 use std::sync::Arc;
 
 /// Many small slots rather than few large ones: threads run further ahead of the copies, and the
-/// link waits less for the first slot to be filled. Copies of this size run at its full speed.
+/// link waits less for the first slot to be filled.
 const SLOTS: usize = 16;
 const SLOT_BYTES: usize = 2 << 20;
 /// Chunks that a small batch is cut into, where they are not too small to be worth a copy each.

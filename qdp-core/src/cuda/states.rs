@@ -47,10 +47,6 @@ impl DeviceStates {
         std::ptr::with_exposed_provenance_mut(self.buffer.ptr() as usize)
     }
 
-    pub(crate) fn home_stream(&self) -> RawStream {
-        self.backend.stream()
-    }
-
     pub(crate) fn synchronize(&self) -> Result<()> {
         self.ready.as_ref().map_or(Ok(()), Event::synchronize)
     }
