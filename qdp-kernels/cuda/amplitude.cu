@@ -9,6 +9,11 @@
 
 namespace qdp {
 
+struct AmplitudeArgs : Args {
+    double* partials;  // sums of squares of the chunks of long rows
+    uint64_t chunk;    // amplitudes per chunk
+};
+
 // 2^-960; see qdp-core/src/encoding/amplitude.rs.
 __device__ const double MIN_NORM_SQUARED = 1.0261342003245941e-289;
 
@@ -110,7 +115,7 @@ __device__ void amplitude_row(const Args& args) {
 }
 
 template <class T>
-__device__ void amplitude_norm(const Args& args) {
+__device__ void amplitude_norm(const AmplitudeArgs& args) {
     const uint64_t chunks = (uint64_t(1) << args.num_qubits) / args.chunk;
     for (uint64_t part = blockIdx.x; part < args.batch * chunks; part += gridDim.x) {
         const uint64_t row = part / chunks;
@@ -122,7 +127,7 @@ __device__ void amplitude_norm(const Args& args) {
 }
 
 template <class T, class R>
-__device__ void amplitude_scale(const Args& args) {
+__device__ void amplitude_scale(const AmplitudeArgs& args) {
     const uint64_t chunks = (uint64_t(1) << args.num_qubits) / args.chunk;
     for (uint64_t part = blockIdx.x; part < args.batch * chunks; part += gridDim.x) {
         const uint64_t row = part / chunks;
@@ -141,23 +146,23 @@ __device__ void amplitude_scale(const Args& args) {
 
 #define QDP_AMPLITUDE(T, NAME)                                                                  \
     extern "C" __global__ void __launch_bounds__(1024)                                          \
-        qdp_amplitude_row_##NAME##_c64(const __grid_constant__ qdp::Args args) {                \
+        qdp_amplitude_row_##NAME##_c64(const __grid_constant__ qdp::AmplitudeArgs args) {                \
         qdp::amplitude_row<T, float>(args);                                                     \
     }                                                                                           \
     extern "C" __global__ void __launch_bounds__(1024)                                          \
-        qdp_amplitude_row_##NAME##_c128(const __grid_constant__ qdp::Args args) {               \
+        qdp_amplitude_row_##NAME##_c128(const __grid_constant__ qdp::AmplitudeArgs args) {               \
         qdp::amplitude_row<T, double>(args);                                                    \
     }                                                                                           \
     extern "C" __global__ void __launch_bounds__(512)                                           \
-        qdp_amplitude_norm_##NAME(const __grid_constant__ qdp::Args args) {                     \
+        qdp_amplitude_norm_##NAME(const __grid_constant__ qdp::AmplitudeArgs args) {                     \
         qdp::amplitude_norm<T>(args);                                                           \
     }                                                                                           \
     extern "C" __global__ void __launch_bounds__(512)                                           \
-        qdp_amplitude_scale_##NAME##_c64(const __grid_constant__ qdp::Args args) {              \
+        qdp_amplitude_scale_##NAME##_c64(const __grid_constant__ qdp::AmplitudeArgs args) {              \
         qdp::amplitude_scale<T, float>(args);                                                   \
     }                                                                                           \
     extern "C" __global__ void __launch_bounds__(512)                                           \
-        qdp_amplitude_scale_##NAME##_c128(const __grid_constant__ qdp::Args args) {             \
+        qdp_amplitude_scale_##NAME##_c128(const __grid_constant__ qdp::AmplitudeArgs args) {             \
         qdp::amplitude_scale<T, double>(args);                                                  \
     }
 

@@ -4,8 +4,12 @@
 
 namespace qdp {
 
+struct BasisArgs : Args {
+    uint64_t chunk;  // amplitudes per block
+};
+
 template <class R>
-__device__ void basis(const Args& args) {
+__device__ void basis(const BasisArgs& args) {
     const uint64_t dim = uint64_t(1) << args.num_qubits;
     const uint64_t chunks = dim / args.chunk;
     for (uint64_t part = blockIdx.x; part < args.batch * chunks; part += gridDim.x) {
@@ -28,10 +32,10 @@ __device__ void basis(const Args& args) {
 }  // namespace qdp
 
 extern "C" __global__ void __launch_bounds__(256)
-    qdp_basis_c64(const __grid_constant__ qdp::Args args) {
+    qdp_basis_c64(const __grid_constant__ qdp::BasisArgs args) {
     qdp::basis<float>(args);
 }
 extern "C" __global__ void __launch_bounds__(256)
-    qdp_basis_c128(const __grid_constant__ qdp::Args args) {
+    qdp_basis_c128(const __grid_constant__ qdp::BasisArgs args) {
     qdp::basis<double>(args);
 }

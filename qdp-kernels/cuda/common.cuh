@@ -8,36 +8,21 @@
 
 namespace qdp {
 
-// Mirrored by `KernelArgs` in qdp-core/src/cuda/args.rs; the two must stay equal field by field.
+// What every kernel is told. Mirrored by `CommonArgs` in qdp-core/src/cuda/kernels/args.rs, as are
+// the encodings' own arguments by the structs beside it; they must stay equal field by field.
 struct Args {
     const void* input;
     void* output;
-    const uint32_t* multiplicity;  // diagonal: how often each pair is coupled
-    double* partials;              // amplitude: sums of squares of the chunks of long rows
-    unsigned long long* record;    // the first bad value of this encode, as a key
-    uint32_t* slot_flag;           // host memory: this encode found a bad value
-    uint32_t* any_flag;            // host memory: some encode found a bad value
-    int64_t row_stride;            // of the input, in elements
+    unsigned long long* record;  // the first bad value of this encode, as a key
+    uint32_t* slot_flag;         // host memory: this encode found a bad value
+    uint32_t* any_flag;          // host memory: some encode found a bad value
+    int64_t row_stride;          // of the input, in elements
     int64_t col_stride;
     uint64_t output_stride;  // between rows, in amplitudes
     uint64_t batch;
     uint64_t features;
-    uint64_t chunk;  // amplitudes per chunk of a row
-    double scale;    // product: of the angle; diagonal: of the amplitudes
-    double last_scale;
-    double global;  // product: common phase per angle
     uint32_t dtype;
     uint32_t num_qubits;
-    uint32_t kind;  // product: Factor; diagonal: PairTerms
-    uint32_t reps;
-    uint32_t big_endian;
-    uint32_t final_hadamard;
-    uint32_t generate;    // diagonal: make the tile instead of loading it
-    uint32_t transforms;  // diagonal: Walsh-Hadamard transforms of the tile
-    uint32_t multiplies;  // diagonal: how many of them a diagonal follows
-    uint32_t low_bit;     // diagonal: first transformed bit of the index
-    uint32_t tile_bits;   // diagonal: bits of the tile
-    uint32_t column_bits; // diagonal: of those, low bits that are not transformed
 };
 
 enum class DType : uint32_t { U8, U16, U32, U64, I8, I16, I32, I64, F16, BF16, F32, F64, C64, C128 };

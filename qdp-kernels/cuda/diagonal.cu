@@ -14,6 +14,22 @@
 
 namespace qdp {
 
+struct DiagonalArgs : Args {
+    const uint32_t* multiplicity;  // how often each pair is coupled
+    double scale;                  // of the amplitudes
+    double last_scale;
+    uint32_t kind;  // PairTerms
+    uint32_t reps;
+    uint32_t big_endian;
+    uint32_t generate;     // make the tile instead of loading it
+    uint32_t transforms;   // Walsh-Hadamard transforms of the tile
+    uint32_t multiplies;   // how many of them a diagonal follows
+    uint32_t low_bit;      // first transformed bit of the index
+    uint32_t tile_bits;    // bits of the tile
+    uint32_t column_bits;  // of those, low bits that are not transformed
+    uint32_t unused;
+};
+
 constexpr uint32_t MAX_DIAGONAL_QUBITS = 40;
 constexpr uint32_t MAX_TILE_BITS = 12;
 
@@ -79,7 +95,7 @@ struct Shared {
 
 // The coefficients for the state, from the features of one row.
 template <class R>
-__device__ void load_phase(const Args& args, uint64_t row, bool reporter, Shared<R>& shared) {
+__device__ void load_phase(const DiagonalArgs& args, uint64_t row, bool reporter, Shared<R>& shared) {
     using Turns = typename Phase<R>::Turns;
     const uint32_t n = args.num_qubits;
     if (threadIdx.x == 0) {
@@ -134,13 +150,13 @@ __device__ void load_phase(const Args& args, uint64_t row, bool reporter, Shared
 }
 
 // Bit of the index that bit f of the tile is.
-__device__ __forceinline__ uint32_t index_bit(const Args& args, uint32_t f) {
+__device__ __forceinline__ uint32_t index_bit(const DiagonalArgs& args, uint32_t f) {
     return f < args.column_bits ? f : args.low_bit + f - args.column_bits;
 }
 
 // The coefficients for the tile whose fixed bits are those of `base`.
 template <class R>
-__device__ void restrict_phase(const Args& args, uint64_t base, Shared<R>& shared) {
+__device__ void restrict_phase(const DiagonalArgs& args, uint64_t base, Shared<R>& shared) {
     using Turns = typename Phase<R>::Turns;
     const uint32_t n = args.num_qubits;
     const auto pair = [&](uint32_t a, uint32_t b) {
@@ -173,7 +189,7 @@ __device__ void restrict_phase(const Args& args, uint64_t base, Shared<R>& share
 // Calls use(i, phase of amplitude i) for the tile's amplitudes of this thread, i = thread modulo
 // the block's size.
 template <class R, class Use>
-__device__ __forceinline__ void for_phases(const Args& args, const Shared<R>& shared, Use use) {
+__device__ __forceinline__ void for_phases(const DiagonalArgs& args, const Shared<R>& shared, Use use) {
     using Turns = typename Phase<R>::Turns;
     const uint32_t bits = args.tile_bits;
     const uint32_t thread_bits = min(bits, 31 - __clz(blockDim.x));
@@ -245,7 +261,7 @@ __device__ void transform(Complex<R>* tile, uint32_t tile_bits, uint32_t from) {
 }
 
 template <class R>
-__device__ void diagonal(const Args& args) {
+__device__ void diagonal(const DiagonalArgs& args) {
     extern __shared__ __align__(16) unsigned char dynamic[];
     Complex<R>* tile = reinterpret_cast<Complex<R>*>(dynamic);
     __shared__ Shared<R> shared;
@@ -305,10 +321,10 @@ __device__ void diagonal(const Args& args) {
 }  // namespace qdp
 
 extern "C" __global__ void __launch_bounds__(256)
-    qdp_diagonal_c64(const __grid_constant__ qdp::Args args) {
+    qdp_diagonal_c64(const __grid_constant__ qdp::DiagonalArgs args) {
     qdp::diagonal<float>(args);
 }
 extern "C" __global__ void __launch_bounds__(256)
-    qdp_diagonal_c128(const __grid_constant__ qdp::Args args) {
+    qdp_diagonal_c128(const __grid_constant__ qdp::DiagonalArgs args) {
     qdp::diagonal<double>(args);
 }

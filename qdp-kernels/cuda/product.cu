@@ -9,10 +9,19 @@
 
 namespace qdp {
 
+struct ProductArgs : Args {
+    double scale;   // of the angle
+    double global;  // common phase per angle
+    uint32_t kind;  // FactorKind
+    uint32_t reps;
+    uint32_t big_endian;
+    uint32_t final_hadamard;
+};
+
 constexpr uint32_t MAX_QUBITS = 50;
 constexpr uint32_t TABLE_BITS = 6;  // of each table: a chunk has at most 2^12 amplitudes
 
-// Mirrored by `factor_kind` in qdp-core/src/cuda/args.rs.
+// Mirrored by `factor_kind` in qdp-core/src/cuda/kernels/product.rs.
 enum FactorKind : uint32_t { ROTATION_X, ROTATION_Y, ROTATION_Z, LAYERS, BIT };
 
 struct Factor {
@@ -20,7 +29,7 @@ struct Factor {
 };
 
 // The single-qubit state of feature x; the formulas are in qdp-core/src/encoding/product.rs.
-__device__ inline Factor factor(const Args& args, double x) {
+__device__ inline Factor factor(const ProductArgs& args, double x) {
     double sin, cos;
     switch (args.kind) {
         case ROTATION_X:
@@ -65,7 +74,7 @@ __device__ inline Complex<double> pick(const Factor* factors, uint32_t from, uin
 }
 
 template <class R>
-__device__ void product(const Args& args) {
+__device__ void product(const ProductArgs& args) {
     __shared__ Factor factors[MAX_QUBITS];
     __shared__ Complex<R> low[1 << TABLE_BITS], high[1 << TABLE_BITS];
     __shared__ int bad;
@@ -116,10 +125,10 @@ __device__ void product(const Args& args) {
 }  // namespace qdp
 
 extern "C" __global__ void __launch_bounds__(256)
-    qdp_product_c64(const __grid_constant__ qdp::Args args) {
+    qdp_product_c64(const __grid_constant__ qdp::ProductArgs args) {
     qdp::product<float>(args);
 }
 extern "C" __global__ void __launch_bounds__(256)
-    qdp_product_c128(const __grid_constant__ qdp::Args args) {
+    qdp_product_c128(const __grid_constant__ qdp::ProductArgs args) {
     qdp::product<double>(args);
 }

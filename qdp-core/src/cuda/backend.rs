@@ -5,9 +5,8 @@
 //! Everything a captured encode touches is kept until the process ends, as nobody says when the
 //! last replay of somebody else's graph is over.
 
-use super::args::KernelArgs;
 use super::board::Board;
-use super::kernels::Kernels;
+use super::kernels::{CommonArgs, Held, Kernels};
 use super::staging::Staging;
 use super::{
     Context, DeviceBuffer, DeviceStates, DeviceSummary, Event, Pool, RawStream, Stream, Ticket,
@@ -210,8 +209,9 @@ impl CudaBackend {
             return Ok(Encoded::default());
         }
         let captured = stream.is_capturing(&self.context)?;
-        let args = |input: &Input<'_>| {
-            KernelArgs::new(input, output, output_stride, plan.spec().num_qubits())
+        let args = |input: &Input<'_>, ticket| {
+            let target = (output, output_stride);
+            CommonArgs::new(input, target, self.board.addresses(ticket), plan.spec().num_qubits())
         };
         match input.device() {
             Device::Cpu if captured => Err(Error::Capturing {
@@ -232,7 +232,7 @@ impl CudaBackend {
                     )
                 };
                 let ticket = self.board.issue(plan, false)?;
-                self.launch(plan, args(&on_device), ticket, false, stream)?;
+                self.launch(plan, args(&on_device, ticket), ticket, false, stream)?;
                 Ok(Encoded { ticket: Some(ticket), captured: false })
             }
             device @ Device::Cuda(_) if device == self.device() => {
@@ -243,7 +243,7 @@ impl CudaBackend {
                     });
                 }
                 let ticket = self.board.issue(plan, captured)?;
-                self.launch(plan, args(input), ticket, captured, stream)?;
+                self.launch(plan, args(input, ticket), ticket, captured, stream)?;
                 if validate_now {
                     self.event_on(stream)?.synchronize()?;
                     self.board.check(ticket)?;
@@ -261,16 +261,14 @@ impl CudaBackend {
     fn launch(
         self: &Arc<Self>,
         plan: &EncodePlan,
-        args: KernelArgs,
+        args: CommonArgs,
         ticket: Ticket,
         captured: bool,
         stream: RawStream,
     ) -> Result<()> {
-        let (record, slot_flag, any_flag) = self.board.addresses(ticket);
-        let args = KernelArgs { record, slot_flag, any_flag, ..args };
         let prepared = self.prepare(plan)?;
-        let workspace = Kernels::workspace_bytes(plan.form(), args.num_qubits, args.batch as usize);
-        let workspace = match workspace {
+        let needed = self.kernels.workspace(plan.form(), plan.precision(), &args);
+        let workspace = match needed.bytes {
             0 => None,
             bytes if captured => {
                 // Ordered before the graph by waiting here: only the allocation is waited for.
@@ -280,19 +278,17 @@ impl CudaBackend {
             }
             bytes => Some(self.pool.alloc_on(bytes, stream)?),
         };
+        if let Some(workspace) = &workspace {
+            workspace.memset(0..needed.zeroed, 0, stream)?;
+        }
+        let held = Held {
+            workspace: workspace.as_ref().map_or(0, DeviceBuffer::ptr),
+            multiplicity: prepared.multiplicity.as_deref().map_or(0, DeviceBuffer::ptr),
+        };
         // SAFETY: the caller describes valid input and output; record, flags, multiplicity and
         // workspace are the backend's, which outlives its enqueued work: its drop waits for its
         // own stream and the board's slots, and captured encodes keep it for good.
-        unsafe {
-            self.kernels.enqueue(
-                plan.form(),
-                plan.precision(),
-                args,
-                prepared.multiplicity.as_deref(),
-                workspace.as_ref(),
-                stream,
-            )?;
-        }
+        unsafe { self.kernels.enqueue(plan.form(), plan.precision(), args, held, stream)? };
         if captured {
             CAPTURED.lock().push(Captured {
                 _backend: Arc::clone(self),

@@ -22,9 +22,12 @@ pub struct LaunchOptions {
     /// Lets the kernel start while the one before it on the stream still ends; it has to wait
     /// itself (`cudaGridDependencySynchronize`) before it touches what that one wrote.
     pub overlap_previous: bool,
+    /// All blocks run at once, so they may wait for one another; a grid larger than the device
+    /// runs at once is refused.
+    pub cooperative: bool,
 }
 
-const MAX_ATTRIBUTES: usize = 2;
+const MAX_ATTRIBUTES: usize = 3;
 
 /// Launches `function` with `params` as its one parameter, passed by value. Allocates nothing. An
 /// empty grid launches nothing.
@@ -140,6 +143,12 @@ impl LaunchOptions {
             attribute.value.programmaticStreamSerializationAllowed = 1;
             count += 1;
         }
+        if self.cooperative {
+            let attribute = &mut attributes[count];
+            attribute.id = CUlaunchAttributeID::CU_LAUNCH_ATTRIBUTE_COOPERATIVE;
+            attribute.value.cooperative = 1;
+            count += 1;
+        }
         count
     }
 }
@@ -182,8 +191,10 @@ mod tests {
             CUlaunchAttributeID::CU_LAUNCH_ATTRIBUTE_PROGRAMMATIC_STREAM_SERIALIZATION
         );
 
-        let both = LaunchOptions { cluster: Some((8, 2, 1)), overlap_previous: true };
-        assert_eq!(both.write_to(&mut attributes), MAX_ATTRIBUTES);
+        let cluster = Some((8, 2, 1));
+        let all = LaunchOptions { cluster, overlap_previous: true, cooperative: true };
+        assert_eq!(all.write_to(&mut attributes), MAX_ATTRIBUTES);
+        assert_eq!(attributes[2].id, CUlaunchAttributeID::CU_LAUNCH_ATTRIBUTE_COOPERATIVE);
         assert_eq!(attributes[0].id, CUlaunchAttributeID::CU_LAUNCH_ATTRIBUTE_CLUSTER_DIMENSION);
         // SAFETY: this is the member that was written, three plain integers.
         let cluster = unsafe { attributes[0].value.clusterDim };

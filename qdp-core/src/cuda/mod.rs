@@ -25,7 +25,6 @@
 //! [`Context::take_drop_failure`] finds it at the next call. Once [`begin_shutdown`] was called
 //! (at process exit) destructors leave the driver alone.
 
-mod args;
 mod backend;
 mod board;
 mod context;

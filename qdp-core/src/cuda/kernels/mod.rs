@@ -1,0 +1,145 @@
+//! The kernels of one device, resolved once, and the launches that evaluate a form.
+
+mod amplitude;
+mod args;
+mod basis;
+mod diagonal;
+mod product;
+
+pub(super) use args::CommonArgs;
+
+use super::{Context, Function, LaunchOptions, Module, RawStream, launch_with};
+use crate::element::Precision;
+use crate::encoding::Form;
+use crate::error::{Error, Result, Unavailable};
+use std::ffi::CString;
+use std::sync::Arc;
+
+/// Every kernel.
+pub(super) struct Kernels {
+    amplitude: amplitude::Kernels,
+    basis: basis::Kernels,
+    product: product::Kernels,
+    diagonal: diagonal::Kernels,
+}
+
+/// Device memory that an encode needs beside input and output.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub(super) struct Workspace {
+    pub(super) bytes: usize,
+    /// Of those, the first that are zero when the encode starts.
+    pub(super) zeroed: usize,
+}
+
+/// Device addresses of what the backend holds for an encode; 0 where the form needs none.
+#[derive(Debug, Clone, Copy, Default)]
+pub(super) struct Held {
+    pub(super) workspace: u64,
+    /// How often each pair is coupled, for a diagonal form.
+    pub(super) multiplicity: u64,
+}
+
+impl Kernels {
+    pub(super) fn load(context: &Arc<Context>) -> Result<Self> {
+        let image = qdp_kernels::IMAGE.ok_or_else(|| Error::DeviceUnavailable {
+            device: context.label(),
+            reason: Unavailable::KernelsNotBuilt,
+        })?;
+        let loader = Loader { context, module: Module::load(context, image, qdp_kernels::ARCHS)? };
+        Ok(Self {
+            amplitude: amplitude::Kernels::load(&loader)?,
+            basis: basis::Kernels::load(&loader)?,
+            product: product::Kernels::load(&loader)?,
+            diagonal: diagonal::Kernels::load(&loader)?,
+        })
+    }
+
+    pub(super) fn workspace(
+        &self,
+        form: &Form,
+        precision: Precision,
+        args: &CommonArgs,
+    ) -> Workspace {
+        match form {
+            Form::Amplitude => self.amplitude.workspace(precision, args),
+            _ => Workspace::default(),
+        }
+    }
+
+    /// Enqueues the launches that evaluate `form`.
+    ///
+    /// # Safety
+    ///
+    /// The pointers in `args` and `held` must be valid for the input and output that `args`
+    /// describes and for what [`Kernels::workspace`] asked for, in the order of `stream`.
+    pub(super) unsafe fn enqueue(
+        &self,
+        form: &Form,
+        precision: Precision,
+        args: CommonArgs,
+        held: Held,
+        stream: RawStream,
+    ) -> Result<()> {
+        // SAFETY: passed on to the caller.
+        unsafe {
+            match form {
+                Form::Amplitude => self.amplitude.enqueue(precision, args, held.workspace, stream),
+                Form::Basis => self.basis.enqueue(precision, args, stream),
+                Form::Product(product) => self.product.enqueue(product, precision, args, stream),
+                Form::Diagonal(diagonal) => {
+                    self.diagonal.enqueue(diagonal, precision, args, held, stream)
+                }
+            }
+        }
+    }
+}
+
+/// Finds kernels by name.
+struct Loader<'a> {
+    context: &'a Arc<Context>,
+    module: Arc<Module>,
+}
+
+impl Loader<'_> {
+    fn function(&self, name: &str) -> Result<Function> {
+        let name = CString::new(name)
+            .map_err(|error| Error::invalid("kernel", "a name without NUL", error))?;
+        self.module.function(&name)
+    }
+
+    /// The kernels for complex64 and complex128, to be indexed by [`Precision`].
+    fn by_precision(&self, stem: &str) -> Result<[Function; 2]> {
+        let function = |suffix| self.function(&format!("{stem}_{suffix}"));
+        Ok([function("c64")?, function("c128")?])
+    }
+}
+
+/// The shape of a launch in one dimension.
+#[derive(Debug, Clone, Copy, Default)]
+struct Shape {
+    /// As many as there are parts of work; kernels stride over the rest where the grid ends.
+    blocks: u64,
+    threads: u32,
+    /// Bytes of dynamic shared memory.
+    shared: u32,
+    /// All blocks run at once, so they may wait for one another.
+    cooperative: bool,
+}
+
+impl Shape {
+    /// # Safety
+    ///
+    /// As for [`launch_with`].
+    unsafe fn launch<P: Copy>(
+        self,
+        function: &Function,
+        args: &P,
+        stream: RawStream,
+    ) -> Result<()> {
+        let grid = (self.blocks.min(i32::MAX as u64) as u32, 1, 1);
+        let block = (self.threads, 1, 1);
+        let options = LaunchOptions { cooperative: self.cooperative, ..LaunchOptions::default() };
+        // SAFETY: passed on to the caller.
+        unsafe { launch_with(function, grid, block, self.shared, stream, args, options) }
+    }
+}
