@@ -10,6 +10,7 @@ use crate::error::{Error, Result};
 use crate::input::{Input, Output};
 use crate::plan::{EncodePlan, PlanKey};
 use crate::state::{StateBatch, Storage};
+use arc_swap::ArcSwapOption;
 use parking_lot::RwLock;
 use std::collections::HashMap;
 use std::fmt;
@@ -19,6 +20,9 @@ use std::sync::Arc;
 /// Plans kept per engine. More than a program uses; a bound so that a service fed with ever new
 /// shapes does not grow.
 const MAX_PLANS: usize = 1024;
+
+/// A power of two.
+const RECENT_PLANS: usize = 16;
 
 /// Where an engine computes or an array lies.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -85,6 +89,14 @@ enum Backend {
 struct Shared {
     backend: Backend,
     plans: RwLock<HashMap<PlanKey, Arc<EncodePlan>>>,
+    /// Plans of late, by a few bits of their key: found without a lock or a hash.
+    recent: [ArcSwapOption<EncodePlan>; RECENT_PLANS],
+}
+
+impl Shared {
+    fn new(backend: Backend) -> Self {
+        Self { backend, plans: RwLock::default(), recent: Default::default() }
+    }
 }
 
 /// Encodes classical data on one device. Cloning shares it; threads may share it.
@@ -110,14 +122,14 @@ impl Engine {
             Device::Cpu => Backend::Cpu,
             Device::Cuda(ordinal) => Backend::Cuda(CudaBackend::open(ordinal)?),
         };
-        Ok(Self { shared: Arc::new(Shared { backend, plans: RwLock::default() }) })
+        Ok(Self { shared: Arc::new(Shared::new(backend)) })
     }
 
     /// Opens the first CUDA device where it is usable, else the CPU.
     pub fn open_default() -> Self {
         Self::open(Device::Cuda(0)).unwrap_or_else(|reason| {
             tracing::info!("using the CPU backend: {reason}");
-            Self { shared: Arc::new(Shared { backend: Backend::Cpu, plans: RwLock::default() }) }
+            Self { shared: Arc::new(Shared::new(Backend::Cpu)) }
         })
     }
 
@@ -136,12 +148,21 @@ impl Engine {
         spec: &EncodeSpec,
         precision: Option<Precision>,
     ) -> Result<Arc<EncodePlan>> {
-        let key = PlanKey {
-            spec: spec.clone(),
-            dtype: input.dtype(),
-            features: input.features(),
-            precision: precision.unwrap_or(input.dtype().natural_precision()),
-        };
+        let (dtype, features) = (input.dtype(), input.features());
+        let precision = precision.unwrap_or(dtype.natural_precision());
+        let place = spec.num_qubits() as usize + 5 * dtype as usize + 3 * precision as usize;
+        let recent = &self.shared.recent[place % RECENT_PLANS];
+        if let Some(plan) = recent.load_full()
+            && plan.is_for(spec, dtype, features, precision)
+        {
+            return Ok(plan);
+        }
+        let plan = self.find_plan(PlanKey { spec: spec.clone(), dtype, features, precision })?;
+        recent.store(Some(Arc::clone(&plan)));
+        Ok(plan)
+    }
+
+    fn find_plan(&self, key: PlanKey) -> Result<Arc<EncodePlan>> {
         if let Some(plan) = self.shared.plans.read().get(&key) {
             return Ok(Arc::clone(plan));
         }
@@ -256,8 +277,8 @@ impl Engine {
         }
     }
 
-    /// Describes memory of the caller's as a batch of states that are ready where `stream` is
-    /// now, with what the [`Engine::encode_into`] that wrote it left to be asked about.
+    /// Describes memory of the caller's, in use on `stream`, as a batch of states: those that the
+    /// [`Engine::encode_into`] that answered `encoded` wrote.
     ///
     /// # Safety
     ///
@@ -269,7 +290,7 @@ impl Engine {
         encoded: Encoded,
         stream: Option<RawStream>,
         owner: Box<dyn Send + Sync>,
-    ) -> Result<StateBatch> {
+    ) -> StateBatch {
         let shape = (output.batch(), output.row_stride());
         let precision = output.precision();
         match &self.shared.backend {
@@ -277,16 +298,16 @@ impl Engine {
                 let ptr = std::ptr::NonNull::new(output.as_mut_ptr())
                     .unwrap_or(std::ptr::NonNull::<u64>::dangling().cast());
                 // SAFETY: passed on to the caller.
-                Ok(unsafe { StateBatch::from_host_owner(ptr, precision, num_qubits, shape, owner) })
+                unsafe { StateBatch::from_host_owner(ptr, precision, num_qubits, shape, owner) }
             }
             Backend::Cuda(cuda) => {
                 let bytes = shape.0 * shape.1 * precision.size();
                 // SAFETY: passed on to the caller.
                 let states = unsafe {
-                    cuda.adopt((output.as_mut_ptr() as u64, bytes), encoded, stream, owner)?
+                    cuda.adopt((output.as_mut_ptr() as u64, bytes), encoded, stream, owner)
                 };
-                Ok(StateBatch::new(Storage::Device(states), precision, num_qubits, shape.0)
-                    .with_row_stride(shape.1))
+                StateBatch::new(Storage::Device(states), precision, num_qubits, shape.0)
+                    .with_row_stride(shape.1)
             }
         }
     }

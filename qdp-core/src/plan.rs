@@ -30,6 +30,18 @@ impl EncodePlan {
         Ok(Self { key, form, cuda: OnceLock::new() })
     }
 
+    pub(crate) fn is_for(
+        &self,
+        spec: &EncodeSpec,
+        dtype: DType,
+        features: usize,
+        precision: Precision,
+    ) -> bool {
+        let key = &self.key;
+        (key.dtype, key.features, key.precision) == (dtype, features, precision)
+            && key.spec == *spec
+    }
+
     /// The encoding, the number of qubits and the convention.
     pub fn spec(&self) -> &EncodeSpec {
         &self.key.spec

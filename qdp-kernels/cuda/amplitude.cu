@@ -147,22 +147,27 @@ __device__ void amplitude_scale(const AmplitudeArgs& args) {
 #define QDP_AMPLITUDE(T, NAME)                                                                  \
     extern "C" __global__ void __launch_bounds__(1024)                                          \
         qdp_amplitude_row_##NAME##_c64(const __grid_constant__ qdp::AmplitudeArgs args) {                \
+        qdp::wait_for_previous();                                                             \
         qdp::amplitude_row<T, float>(args);                                                     \
     }                                                                                           \
     extern "C" __global__ void __launch_bounds__(1024)                                          \
         qdp_amplitude_row_##NAME##_c128(const __grid_constant__ qdp::AmplitudeArgs args) {               \
+        qdp::wait_for_previous();                                                             \
         qdp::amplitude_row<T, double>(args);                                                    \
     }                                                                                           \
     extern "C" __global__ void __launch_bounds__(512)                                           \
         qdp_amplitude_norm_##NAME(const __grid_constant__ qdp::AmplitudeArgs args) {                     \
+        qdp::wait_for_previous();                                                             \
         qdp::amplitude_norm<T>(args);                                                           \
     }                                                                                           \
     extern "C" __global__ void __launch_bounds__(512)                                           \
         qdp_amplitude_scale_##NAME##_c64(const __grid_constant__ qdp::AmplitudeArgs args) {              \
+        qdp::wait_for_previous();                                                             \
         qdp::amplitude_scale<T, float>(args);                                                   \
     }                                                                                           \
     extern "C" __global__ void __launch_bounds__(512)                                           \
         qdp_amplitude_scale_##NAME##_c128(const __grid_constant__ qdp::AmplitudeArgs args) {             \
+        qdp::wait_for_previous();                                                             \
         qdp::amplitude_scale<T, double>(args);                                                  \
     }
 

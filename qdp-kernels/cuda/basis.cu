@@ -33,9 +33,11 @@ __device__ void basis(const BasisArgs& args) {
 
 extern "C" __global__ void __launch_bounds__(256)
     qdp_basis_c64(const __grid_constant__ qdp::BasisArgs args) {
+    qdp::wait_for_previous();
     qdp::basis<float>(args);
 }
 extern "C" __global__ void __launch_bounds__(256)
     qdp_basis_c128(const __grid_constant__ qdp::BasisArgs args) {
+    qdp::wait_for_previous();
     qdp::basis<double>(args);
 }

@@ -89,6 +89,14 @@ __device__ __forceinline__ Complex<double> to_complex(Complex<double> x) {
     return x;
 }
 
+// Every kernel calls this before it touches memory: launches overlap the end of what precedes them
+// in the stream (programmatic dependent launch), and this waits until that is done and seen.
+__device__ __forceinline__ void wait_for_previous() {
+#if __CUDA_ARCH__ >= 900
+    cudaGridDependencySynchronize();
+#endif
+}
+
 template <class T>
 __device__ __forceinline__ T load(const Args& args, uint64_t row, uint64_t column) {
     return static_cast<const T*>(args.input)[static_cast<int64_t>(row) * args.row_stride +

@@ -322,9 +322,11 @@ __device__ void diagonal(const DiagonalArgs& args) {
 
 extern "C" __global__ void __launch_bounds__(256)
     qdp_diagonal_c64(const __grid_constant__ qdp::DiagonalArgs args) {
+    qdp::wait_for_previous();
     qdp::diagonal<float>(args);
 }
 extern "C" __global__ void __launch_bounds__(256)
     qdp_diagonal_c128(const __grid_constant__ qdp::DiagonalArgs args) {
+    qdp::wait_for_previous();
     qdp::diagonal<double>(args);
 }

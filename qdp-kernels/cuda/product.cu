@@ -126,9 +126,11 @@ __device__ void product(const ProductArgs& args) {
 
 extern "C" __global__ void __launch_bounds__(256)
     qdp_product_c64(const __grid_constant__ qdp::ProductArgs args) {
+    qdp::wait_for_previous();
     qdp::product<float>(args);
 }
 extern "C" __global__ void __launch_bounds__(256)
     qdp_product_c128(const __grid_constant__ qdp::ProductArgs args) {
+    qdp::wait_for_previous();
     qdp::product<double>(args);
 }

@@ -9,32 +9,42 @@ use crate::output::Target;
 use crate::plan::Plan;
 use crate::state::StateBatch;
 use dlpark::versioned::Dlpack;
-use parking_lot::RwLock;
 use pyo3::prelude::*;
 use pyo3::types::PyDict;
 use qdp_core::cuda::{Encoded, RawStream};
 use qdp_core::{DType, Device, EncodeOptions, EncodeSpec, Encoding, Error, Precision};
-use std::collections::HashMap;
-use std::sync::LazyLock;
+use std::sync::OnceLock;
 
-/// The process's engines, by device.
-static ENGINES: LazyLock<RwLock<HashMap<Device, qdp_core::Engine>>> =
-    LazyLock::new(RwLock::default);
+/// More than a process can see.
+const MAX_DEVICES: usize = 128;
+
+/// The process's engines: the CPU's, then those of the CUDA devices by ordinal. Each is opened
+/// once and stays, so finding it takes no lock.
+static ENGINES: [OnceLock<qdp_core::Engine>; 1 + MAX_DEVICES] =
+    [const { OnceLock::new() }; 1 + MAX_DEVICES];
 
 /// The process's engines that are open.
-pub(crate) fn all_shared() -> Vec<qdp_core::Engine> {
-    ENGINES.read().values().cloned().collect()
+pub(crate) fn all_shared() -> impl Iterator<Item = &'static qdp_core::Engine> {
+    ENGINES.iter().filter_map(OnceLock::get)
 }
 
 /// The process's engine for a device: what tensors are encoded with where no engine is named.
-pub(crate) fn shared(device: Device) -> Result<qdp_core::Engine> {
-    if let Some(engine) = ENGINES.read().get(&device) {
-        return Ok(engine.clone());
+pub(crate) fn shared(device: Device) -> Result<&'static qdp_core::Engine> {
+    let place = match device {
+        Device::Cpu => 0,
+        Device::Cuda(ordinal) => 1 + ordinal as usize,
+    };
+    let Some(engine) = ENGINES.get(place) else {
+        let expected = format!("one of the first {MAX_DEVICES}");
+        return Err(Error::invalid("device", expected, device).into());
+    };
+    if let Some(engine) = engine.get() {
+        return Ok(engine);
     }
-    // Not under the lock: opening may take a while, and whoever waits may hold the GIL. Of two
-    // that open at once, one stays.
-    let engine = qdp_core::Engine::open(device)?;
-    Ok(ENGINES.write().entry(device).or_insert(engine).clone())
+    // Outside `get_or_init`: opening may fail, and takes a while, and whoever waits may hold the
+    // GIL. Of two that open at once, one stays.
+    let opened = qdp_core::Engine::open(device)?;
+    Ok(engine.get_or_init(|| opened))
 }
 
 /// One encode: what to compute and how, apart from the arrays.
@@ -67,7 +77,7 @@ impl Call<'_> {
         let single = target.layout.single;
         let layout = target.layout;
         let precision = target.precision;
-        let state = self.adopt(layout, precision, &options, encoded, target.into_owner())?;
+        let state = self.adopt(layout, precision, &options, encoded, target.into_owner());
         Ok(StateBatch::new(state, single))
     }
 
@@ -124,12 +134,12 @@ impl Call<'_> {
         options: &EncodeOptions,
         encoded: Encoded,
         owner: Box<dyn Send + Sync>,
-    ) -> Result<qdp_core::StateBatch> {
+    ) -> qdp_core::StateBatch {
         let qubits = self.spec.num_qubits();
         // SAFETY: the memory that was just encoded into is the owner's, which goes along.
         unsafe {
             let mut output = layout.output(precision);
-            Ok(self.engine.adopt(&mut output, qubits, encoded, options.stream, owner)?)
+            self.engine.adopt(&mut output, qubits, encoded, options.stream, owner)
         }
     }
 
@@ -146,7 +156,7 @@ impl Call<'_> {
             Some(table) if Table::torch(py)? == Some(table) => {
                 let tensor = self.encode_tensor(py, data, table, options)?;
                 let Tensor { memory, layout, precision, encoded } = tensor;
-                self.adopt(layout, precision, options, encoded, Box::new(memory))
+                Ok(self.adopt(layout, precision, options, encoded, Box::new(memory)))
             }
             _ => {
                 let input = data.input();

@@ -14,6 +14,7 @@ use dlpark::ffi::{
 use dlpark::versioned::Dlpack;
 use dlpark::{Managed, TensorRef};
 use pyo3::exceptions::PyRuntimeError;
+use pyo3::ffi::{self, descrgetfunc};
 use pyo3::intern;
 use pyo3::prelude::*;
 use pyo3::sync::PyOnceLock;
@@ -227,6 +228,60 @@ unsafe extern "C" fn keep_message(context: *mut c_void, _: *const c_char, text: 
     }
 }
 
+/// What torch's tensors are asked, as found on their type: called without looking it up again.
+struct TensorFlags {
+    requires_grad: Py<PyAny>,
+    get_requires_grad: descrgetfunc,
+    is_conj: Py<PyAny>,
+    is_neg: Py<PyAny>,
+}
+
+impl TensorFlags {
+    fn of<'py>(tensor: &Bound<'py, PyAny>) -> PyResult<&'py Self> {
+        static FLAGS: PyOnceLock<TensorFlags> = PyOnceLock::new();
+        let py = tensor.py();
+        FLAGS.get_or_try_init(py, || {
+            let class = py.import(intern!(py, "torch"))?.getattr(intern!(py, "Tensor"))?;
+            let requires_grad = class.getattr(intern!(py, "requires_grad"))?;
+            // SAFETY: the type is that of a live object, and this slot holds such a function.
+            let get_requires_grad = unsafe {
+                let slot = ffi::PyType_GetSlot(requires_grad.get_type_ptr(), ffi::Py_tp_descr_get);
+                std::mem::transmute::<*mut c_void, Option<descrgetfunc>>(slot)
+            };
+            let Some(get_requires_grad) = get_requires_grad else {
+                return Err(PyRuntimeError::new_err("torch.Tensor.requires_grad is no property"));
+            };
+            Ok(Self {
+                requires_grad: requires_grad.unbind(),
+                get_requires_grad,
+                is_conj: class.getattr(intern!(py, "is_conj"))?.unbind(),
+                is_neg: class.getattr(intern!(py, "is_neg"))?.unbind(),
+            })
+        })
+    }
+
+    fn requires_grad(&self, tensor: &Bound<'_, PyAny>) -> PyResult<bool> {
+        // SAFETY: the slot of the descriptor's own type, called as the interpreter does; it
+        // answers a new reference or sets an exception.
+        unsafe {
+            let class = tensor.get_type_ptr().cast();
+            let answer =
+                (self.get_requires_grad)(self.requires_grad.as_ptr(), tensor.as_ptr(), class);
+            Bound::from_owned_ptr_or_err(tensor.py(), answer)?.is_truthy()
+        }
+    }
+
+    fn ask(method: &Py<PyAny>, tensor: &Bound<'_, PyAny>) -> PyResult<bool> {
+        // SAFETY: a callable and its one argument, both alive, then the end of the arguments; it
+        // answers a new reference or sets an exception.
+        unsafe {
+            let end = ptr::null_mut::<ffi::PyObject>();
+            let answer = ffi::PyObject_CallFunctionObjArgs(method.as_ptr(), tensor.as_ptr(), end);
+            Bound::from_owned_ptr_or_err(tensor.py(), answer)?.is_truthy()
+        }
+    }
+}
+
 /// A torch tensor's values where its bytes are not its values; `None` where they are.
 ///
 /// The exchange table describes memory, and so says nothing of what torch does lazily: a tensor
@@ -238,13 +293,13 @@ pub(crate) fn resolve_torch<'py>(
     dtype: DType,
 ) -> Result<Option<Bound<'py, PyAny>>> {
     let py = tensor.py();
-    if tensor.getattr(intern!(py, "requires_grad"))?.is_truthy()? {
+    let flags = TensorFlags::of(tensor)?;
+    if flags.requires_grad(tensor)? {
         let expected = "a tensor that requires no gradient (call x.detach() first)";
         return Err(Error::invalid(argument, expected, "one that requires a gradient").into());
     }
-    let flag = |name| -> PyResult<bool> { tensor.call_method0(name)?.is_truthy() };
-    let conjugated = dtype.is_complex() && flag(intern!(py, "is_conj"))?;
-    let negated = !dtype.is_integer() && flag(intern!(py, "is_neg"))?;
+    let conjugated = dtype.is_complex() && TensorFlags::ask(&flags.is_conj, tensor)?;
+    let negated = !dtype.is_integer() && TensorFlags::ask(&flags.is_neg, tensor)?;
     if !conjugated && !negated {
         return Ok(None);
     }

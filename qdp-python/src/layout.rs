@@ -11,6 +11,9 @@ use std::ops::Range;
 /// The shapes that arrays may have.
 pub(crate) const SHAPES: &str = "(features,) or (batch, features)";
 
+/// Dimensions of a batch.
+const MAX_NDIM: usize = 2;
+
 /// A described array. It owns nothing and says nothing about how long the memory is valid.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Layout {
@@ -35,14 +38,7 @@ impl Layout {
         let (batch, values, mut rows, mut columns) = match (shape, strides) {
             (&[values], &[columns]) => (1, values, 0, columns),
             (&[batch, values], &[rows, columns]) => (batch, values, rows, columns),
-            _ => {
-                return Err(Error::Shape {
-                    argument,
-                    expected: SHAPES.to_owned(),
-                    got: shape_text(shape),
-                }
-                .into());
-            }
+            _ => return Err(wrong_dimensions(argument, shape)),
         };
         // The stride of a dimension that nobody steps along means nothing; named as if the array
         // had no gaps, it does not hide that it has none.
@@ -60,15 +56,26 @@ impl Layout {
     pub(crate) fn of_dlpack(argument: &'static str, tensor: &TensorRef<'_>) -> Result<Self> {
         let dtype = dtype_of_dlpack(argument, tensor.dtype())?;
         let device = device_of_dlpack(argument, tensor.device())?;
-        // DLPack's numbers are i64 and were validated; this crate is for 64-bit hosts.
-        let shape: Vec<usize> = tensor.shape().iter().map(|&n| n as usize).collect();
-        let strides = tensor
+        // DLPack's numbers are i64 and were validated; this crate is for 64-bit hosts. On the
+        // stack, as every call comes here: what has more dimensions is refused by their number.
+        let numbers = tensor.shape();
+        let steps = tensor
             .strides_or_compact()
             .map_err(|error| Error::invalid(argument, "a tensor with strides of 64 bits", error))?;
-        let strides: Vec<isize> = strides.iter().map(|&n| n as isize).collect();
+        let mut shape = [0; MAX_NDIM];
+        let mut strides = [0; MAX_NDIM];
+        let ndim = numbers.len();
+        if ndim > MAX_NDIM {
+            let shape: Vec<usize> = numbers.iter().map(|&n| n as usize).collect();
+            return Err(wrong_dimensions(argument, &shape));
+        }
+        for (dimension, (&size, &step)) in numbers.iter().zip(steps.iter()).enumerate() {
+            (shape[dimension], strides[dimension]) = (size as usize, step as isize);
+        }
         let ptr = tensor.data_ptr().cast::<u8>().cast_mut();
         let ptr = ptr.wrapping_add(tensor.byte_offset() as usize);
-        let layout = Self::new(argument, (ptr, dtype, device), &shape, &strides)?;
+        let source = (ptr, dtype, device);
+        let layout = Self::new(argument, source, &shape[..ndim], &strides[..ndim])?;
         layout.check_alignment(argument, layout.natural_alignment())?;
         Ok(layout)
     }
@@ -184,6 +191,10 @@ pub(crate) fn unusable(argument: &'static str, got: String) -> crate::errors::Fa
         "bool, an integer, float16, bfloat16, float32, float64 or complex"
     };
     Error::DType { argument, expected: expected.to_owned(), got }.into()
+}
+
+fn wrong_dimensions(argument: &'static str, shape: &[usize]) -> crate::errors::Failure {
+    Error::Shape { argument, expected: SHAPES.to_owned(), got: shape_text(shape) }.into()
 }
 
 fn shape_text(shape: &[usize]) -> String {

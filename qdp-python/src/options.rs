@@ -21,7 +21,7 @@ pub(crate) struct SpecArgs<'a, 'py> {
 
 impl SpecArgs<'_, '_> {
     pub(crate) fn parse(&self) -> Result<EncodeSpec> {
-        let reps = |value| integer("reps", "a positive integer", 1..=u32::MAX, value);
+        let reps = |value| integer("reps", || "a positive integer".into(), 1..=u32::MAX, value);
         let encoding = Encoding::parse(
             self.encoding,
             self.rotation.map(rotation).transpose()?,
@@ -35,14 +35,14 @@ impl SpecArgs<'_, '_> {
 
 pub(crate) fn num_qubits(value: &Bound<'_, PyAny>) -> Result<u32> {
     let range = 1..=EncodeSpec::MAX_QUBITS;
-    let expected = format!("an integer from 1 to {}", EncodeSpec::MAX_QUBITS);
-    integer("num_qubits", &expected, range, value)
+    let expected = || format!("an integer from 1 to {}", EncodeSpec::MAX_QUBITS);
+    integer("num_qubits", expected, range, value)
 }
 
 /// A Python integer, or what counts as one (`numpy.int64`); no `bool`, no float.
 fn integer(
     argument: &'static str,
-    expected: &str,
+    expected: impl Fn() -> String,
     range: std::ops::RangeInclusive<u32>,
     value: &Bound<'_, PyAny>,
 ) -> Result<u32> {
@@ -50,7 +50,7 @@ fn integer(
     number
         .and_then(|number| u32::try_from(number).ok())
         .filter(|number| range.contains(number))
-        .ok_or_else(|| invalid(argument, expected, value))
+        .ok_or_else(|| invalid(argument, &expected(), value))
 }
 
 fn invalid(argument: &'static str, expected: &str, got: &Bound<'_, PyAny>) -> Failure {
@@ -115,7 +115,7 @@ fn entanglement(value: &Bound<'_, PyAny>) -> Result<Entanglement> {
         let [j, k] = qubits.as_slice() else {
             return Err(invalid("entanglement", expected, value));
         };
-        let qubit = |q| integer("entanglement", expected, 0..=EncodeSpec::MAX_QUBITS, q);
+        let qubit = |q| integer("entanglement", || expected.into(), 0..=EncodeSpec::MAX_QUBITS, q);
         Ok((qubit(j)?, qubit(k)?))
     };
     let items = value.try_iter().map_err(|_| invalid("entanglement", expected, value))?;

@@ -4,6 +4,7 @@ use crate::engine::Call;
 use crate::errors::Result;
 use crate::options;
 use crate::state::StateBatch;
+use crate::tensor;
 use pyo3::prelude::*;
 use qdp_core::{EncodeSpec, Precision};
 
@@ -62,5 +63,23 @@ impl Plan {
             validate_now: options::validate_now(validate)?,
         };
         call.encode(data, out)
+    }
+
+    /// Encode a tensor and return a tensor on the same device, as qdp.torch.encode does.
+    #[pyo3(signature = (data, *, validate="deferred", out=None))]
+    fn torch<'py>(
+        &self,
+        data: &Bound<'py, PyAny>,
+        validate: &str,
+        out: Option<&Bound<'py, PyAny>>,
+    ) -> Result<Bound<'py, PyAny>> {
+        let call = Call {
+            engine: &self.engine,
+            spec: &self.spec,
+            precision: self.precision,
+            stream: None,
+            validate_now: options::validate_now(validate)?,
+        };
+        tensor::encode(&call, tensor::borrow(data)?, data, out)
     }
 }

@@ -29,38 +29,55 @@ pub(crate) fn encode_tensor<'py>(
     validate: &str,
     out: Option<&Bound<'py, PyAny>>,
 ) -> Result<Bound<'py, PyAny>> {
-    let py = data.py();
     let spec =
         SpecArgs { num_qubits, encoding, rotation, reps, entanglement, convention }.parse()?;
     let precision = precision.map(options::precision).transpose()?;
     let validate_now = options::validate_now(validate)?;
-    let torch = Table::torch(py)?;
-    let borrowed = match Table::of(data)?.filter(|&table| Some(table) == torch) {
-        Some(table) => Data::from_table(table, data)?,
-        None => None,
-    };
+    let borrowed = borrow(data)?;
     // An older torch, or something else than a tensor, has to be asked for its device.
     let device = match &borrowed {
         Some(data) => data.layout.device,
         None => layout::device_of_dlpack("data", device_of(data)?)?,
     };
     let engine = shared(device)?;
-    let call = Call { engine: &engine, spec: &spec, precision, stream: None, validate_now };
+    let call = Call { engine, spec: &spec, precision, stream: None, validate_now };
+    encode(&call, borrowed, data, out)
+}
 
+/// Borrows a tensor of torch's through the exchange table, where that works.
+pub(crate) fn borrow<'py>(data: &Bound<'py, PyAny>) -> Result<Option<Data<'py>>> {
+    match Table::of(data)? {
+        Some(table) if Table::torch(data.py())? == Some(table) => Data::from_table(table, data),
+        _ => Ok(None),
+    }
+}
+
+/// Encodes `data`, which is `borrowed` where it could be, to a tensor: `out`, or new.
+pub(crate) fn encode<'py>(
+    call: &Call<'_>,
+    borrowed: Option<Data<'py>>,
+    data: &Bound<'py, PyAny>,
+    out: Option<&Bound<'py, PyAny>>,
+) -> Result<Bound<'py, PyAny>> {
+    let py = data.py();
     if let Some(out) = out {
         let mut target = call.target(data, out)?;
         let data = match borrowed {
-            Some(data) if data.stream == target.stream => data,
-            _ => Data::import(data, &engine, target.stream)?,
+            Some(borrowed) if borrowed.stream == target.stream => borrowed,
+            _ => Data::import(data, call.engine, target.stream)?,
         };
         // Nobody holds these states here, so what validation finds later is the engine's to tell.
         let _ = call.write(py, data, &mut target)?;
         return Ok(out.clone());
     }
     // On the CPU the engine's memory serves as well, and has its pages already.
-    if let (Some(data), Some(table), Device::Cuda(_)) = (borrowed, torch, device) {
-        let options = call.options(&data, None);
-        let tensor = call.encode_tensor(py, &data, table, &options)?;
+    if let Some(borrowed) = &borrowed
+        && let Some(table) = borrowed.table
+        && borrowed.layout.device == call.engine.device()
+        && borrowed.layout.device != Device::Cpu
+    {
+        let options = call.options(borrowed, None);
+        let tensor = call.encode_tensor(py, borrowed, table, &options)?;
         return Ok(table.to_python(py, tensor.memory)?);
     }
     let state = call.encode(data, None)?;

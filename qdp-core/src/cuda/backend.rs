@@ -8,6 +8,7 @@
 use super::board::Board;
 use super::kernels::{CommonArgs, Held, Kernels};
 use super::staging::Staging;
+use super::states::Ready;
 use super::{
     Context, DeviceBuffer, DeviceStates, DeviceSummary, Event, Pool, RawStream, Stream, Ticket,
     probe,
@@ -19,6 +20,7 @@ use crate::input::{Input, Output};
 use crate::plan::EncodePlan;
 use parking_lot::Mutex;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 /// What the backend prepares for a plan.
 #[derive(Debug)]
@@ -40,14 +42,22 @@ static CAPTURED: Mutex<Vec<Captured>> = Mutex::new(Vec::new());
 #[derive(Debug, Clone, Copy, Default)]
 #[must_use = "adopt the output with it, or drop it where nobody asks about this encode alone"]
 pub struct Encoded {
-    pub(crate) ticket: Option<Ticket>,
-    pub(crate) captured: bool,
+    ticket: Option<Ticket>,
+    captured: bool,
+}
+
+impl Encoded {
+    fn ready(self) -> Ready {
+        self.ticket.filter(|_| !self.captured).map_or(Ready::Now, Ready::Encoded)
+    }
 }
 
 pub(crate) struct CudaBackend {
     // Dropped in this order: what may be in flight before what it uses.
     staging: Mutex<Staging>,
     kept: Mutex<Vec<(Event, Box<dyn Send>)>>,
+    /// Whether anything is kept: asked at every call.
+    keeps: AtomicBool,
     board: Board,
     kernels: Kernels,
     pool: Arc<Pool>,
@@ -90,6 +100,7 @@ impl CudaBackend {
         Ok(Arc::new(Self {
             staging: Mutex::new(Staging::new()),
             kept: Mutex::default(),
+            keeps: AtomicBool::new(false),
             board,
             kernels,
             pool,
@@ -147,8 +158,7 @@ impl CudaBackend {
         let dim = plan.spec().dim();
         let encoded =
             self.encode_to(plan, input, (buffer.ptr(), dim as u64), stream, options.validate_now)?;
-        let ready = self.event_on(stream)?;
-        Ok(DeviceStates::new(Arc::clone(self), buffer, Some(ready), encoded.ticket))
+        Ok(DeviceStates::new(Arc::clone(self), buffer, encoded.ready(), encoded.ticket))
     }
 
     /// Encodes into the caller's memory.
@@ -165,7 +175,7 @@ impl CudaBackend {
         self.encode_to(plan, input, target, stream, options.validate_now)
     }
 
-    /// Describes memory of the caller's as states that are ready where `stream` is now.
+    /// Describes memory of the caller's, in use on `stream`, as the states of an encode.
     ///
     /// # Safety
     ///
@@ -176,13 +186,12 @@ impl CudaBackend {
         encoded: Encoded,
         stream: Option<RawStream>,
         owner: Box<dyn Send + Sync>,
-    ) -> Result<DeviceStates> {
+    ) -> DeviceStates {
         let stream = stream.unwrap_or(self.stream());
-        let ready = if encoded.captured { None } else { Some(self.event_on(stream)?) };
         // SAFETY: the caller's promise; the owner frees its memory in the order of the stream it
         // was used on, as torch's allocator does.
         let buffer = unsafe { DeviceBuffer::external(&self.context, ptr, bytes, owner, stream) };
-        Ok(DeviceStates::new(Arc::clone(self), buffer, ready, encoded.ticket))
+        DeviceStates::new(Arc::clone(self), buffer, encoded.ready(), encoded.ticket)
     }
 
     /// What every call does first: raise what is overdue, let go of what is done with.
@@ -339,6 +348,11 @@ impl CudaBackend {
         Ok(needed as usize)
     }
 
+    /// The event behind an encode; `None` where it was reached long ago.
+    pub(super) fn event(&self, ticket: Ticket) -> Option<&Event> {
+        self.board.event(ticket)
+    }
+
     pub(super) fn check_ticket(&self, ticket: Ticket) -> Result<()> {
         self.board.check(ticket)
     }
@@ -365,19 +379,23 @@ impl CudaBackend {
 
     pub(crate) fn keep_until_done(&self, stream: RawStream, owner: Box<dyn Send>) -> Result<()> {
         let done = self.event_on(stream)?;
-        self.kept.lock().push((done, owner));
+        let mut kept = self.kept.lock();
+        kept.push((done, owner));
+        self.keeps.store(true, Ordering::Release);
         Ok(())
     }
 
     /// Drops what was kept for work that is done.
     fn release_done(&self) {
+        if !self.keeps.load(Ordering::Acquire) {
+            return;
+        }
         // Taken out first: dropping runs other libraries' destructors, which may come back here.
         let done: Vec<_> = {
             let mut kept = self.kept.lock();
-            if kept.is_empty() {
-                return;
-            }
-            kept.extract_if(.., |(event, _)| event.query().unwrap_or(false)).collect()
+            let done = kept.extract_if(.., |(event, _)| event.query().unwrap_or(false)).collect();
+            self.keeps.store(!kept.is_empty(), Ordering::Release);
+            done
         };
         drop(done);
     }

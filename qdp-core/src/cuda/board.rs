@@ -13,8 +13,8 @@ use crate::error::{Error, Result};
 use crate::plan::EncodePlan;
 use parking_lot::Mutex;
 use std::collections::BTreeMap;
-use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, AtomicUsize, Ordering};
+use std::sync::{Arc, OnceLock};
 
 /// Slots of ordinary encodes: more than a stream's launch queue is deep.
 const SLOTS: usize = 4096;
@@ -32,15 +32,16 @@ pub struct Ticket {
     sequence: u64,
 }
 
+/// What is known of the encode that holds a slot. Written by its call alone, so taking and leaving
+/// a slot needs no lock.
 #[derive(Default)]
 struct Slot {
-    sequence: u64,
-    features: usize,
-    num_qubits: u32,
-    bits: bool,
-    /// Recorded behind the encode, unless that was captured.
-    done: Option<Event>,
-    recorded: bool,
+    sequence: AtomicU64,
+    features: AtomicU64,
+    num_qubits: AtomicU32,
+    bits: AtomicBool,
+    /// Recorded behind the encode, unless that was captured. Never recorded, it counts as reached.
+    done: OnceLock<Event>,
 }
 
 struct Finding {
@@ -48,14 +49,19 @@ struct Finding {
     raised: bool,
 }
 
+/// By the sequence of the encode.
+type Findings = BTreeMap<u64, Finding>;
+
 pub(super) struct Board {
     context: Arc<Context>,
     /// For reading records: waits for nobody else's work.
     stream: Arc<Stream>,
     records: DeviceBuffer,
     flags: MappedBuffer,
-    slots: Vec<Mutex<Slot>>,
-    findings: Mutex<BTreeMap<u64, Finding>>,
+    slots: Vec<Slot>,
+    findings: Mutex<Findings>,
+    /// How many of the findings were not raised yet.
+    unraised: AtomicUsize,
     next: AtomicU64,
     next_captured: AtomicU64,
 }
@@ -72,8 +78,9 @@ impl Board {
             stream,
             records,
             flags: MappedBuffer::new(context, (total + 1) * size_of::<u32>())?,
-            slots: (0..total).map(|_| Mutex::default()).collect(),
+            slots: (0..total).map(|_| Slot::default()).collect(),
             findings: Mutex::default(),
+            unraised: AtomicUsize::new(0),
             next: AtomicU64::new(0),
             next_captured: AtomicU64::new(0),
         })
@@ -89,15 +96,21 @@ impl Board {
             let turn = self.next.fetch_add(1, Ordering::Relaxed);
             (turn, turn as usize % SLOTS)
         };
-        let mut state = self.slots[slot].lock();
-        if self.flags.load_u32(1 + slot) != 0 {
-            self.resolve(slot, &mut state)?;
+        let state = &self.slots[slot];
+        // The encode of a turn ago is long done; where it is not, its slot is not free yet.
+        if let Some(done) = state.done.get()
+            && !done.query()?
+        {
+            done.synchronize()?;
         }
-        state.sequence = sequence;
-        state.features = plan.features();
-        state.num_qubits = plan.spec().num_qubits();
-        state.bits = matches!(plan.form(), Form::Product(Product { factor: Factor::Bit, .. }));
-        state.recorded = false;
+        if self.flags.load_u32(1 + slot) != 0 {
+            self.resolve(slot, &mut self.findings.lock())?;
+        }
+        let bits = matches!(plan.form(), Form::Product(Product { factor: Factor::Bit, .. }));
+        state.features.store(plan.features() as u64, Ordering::Relaxed);
+        state.num_qubits.store(plan.spec().num_qubits(), Ordering::Relaxed);
+        state.bits.store(bits, Ordering::Relaxed);
+        state.sequence.store(sequence, Ordering::Release);
         Ok(Ticket { slot, sequence })
     }
 
@@ -114,74 +127,75 @@ impl Board {
 
     /// Notes that the encode lies in `stream` up to here.
     pub(super) fn enqueued(&self, ticket: Ticket, stream: RawStream) -> Result<()> {
-        let mut slot = self.slots[ticket.slot].lock();
-        if slot.sequence != ticket.sequence {
-            return Ok(()); // a whole turn of the board ago
+        let slot = &self.slots[ticket.slot];
+        if slot.done.get().is_none() {
+            // Nobody else has this slot now, so nobody else sets it.
+            let _ = slot.done.set(Event::new(&self.context)?);
         }
-        if slot.done.is_none() {
-            slot.done = Some(Event::new(&self.context)?);
-        }
-        if let Some(done) = &slot.done {
-            done.record(stream)?;
-        }
-        slot.recorded = true;
-        Ok(())
+        slot.done.get().map_or(Ok(()), |done| done.record(stream))
     }
 
-    /// The first finding that was not raised yet. One load where there is none.
+    /// The event behind the ticket's encode; `None` where it was reached long ago.
+    pub(super) fn event(&self, ticket: Ticket) -> Option<&Event> {
+        let slot = &self.slots[ticket.slot];
+        // A slot goes to another encode only once this one is done.
+        let held = slot.sequence.load(Ordering::Acquire) == ticket.sequence;
+        slot.done.get().filter(|_| held)
+    }
+
+    /// The first finding that was not raised yet. Two loads where there is none.
     pub(super) fn take(&self) -> Result<Option<Error>> {
-        if self.flags.load_u32(ANY) != 0 {
-            self.collect()?;
-        } else if self.findings.lock().is_empty() {
+        let found = self.flags.load_u32(ANY) != 0;
+        if !found && self.unraised.load(Ordering::Acquire) == 0 {
             return Ok(None);
         }
         let mut findings = self.findings.lock();
+        if found {
+            self.collect(&mut findings)?;
+        }
         let finding = findings.values_mut().find(|finding| !finding.raised);
-        Ok(finding.map(|finding| {
-            finding.raised = true;
-            finding.error.clone()
-        }))
+        Ok(finding.map(|finding| self.raise(finding)))
     }
 
     /// Waits for every encode that holds a slot.
     pub(super) fn synchronize(&self) -> Result<()> {
-        for slot in &self.slots[..SLOTS] {
-            let slot = slot.lock();
-            if let Some(done) = slot.done.as_ref().filter(|_| slot.recorded) {
-                done.synchronize()?;
-            }
-        }
-        Ok(())
+        self.slots[..SLOTS]
+            .iter()
+            .filter_map(|slot| slot.done.get())
+            .try_for_each(Event::synchronize)
     }
 
     /// What was found about one encode, which is done; again at every call.
     pub(super) fn check(&self, ticket: Ticket) -> Result<()> {
+        let mut findings = self.findings.lock();
         if self.flags.load_u32(1 + ticket.slot) != 0 {
-            self.collect()?;
+            self.collect(&mut findings)?;
         }
-        match self.findings.lock().get_mut(&ticket.sequence) {
-            None => Ok(()),
-            Some(finding) => {
-                finding.raised = true;
-                Err(finding.error.clone())
-            }
-        }
+        findings.get_mut(&ticket.sequence).map_or(Ok(()), |finding| Err(self.raise(finding)))
     }
 
-    fn collect(&self) -> Result<()> {
+    fn raise(&self, finding: &mut Finding) -> Error {
+        if !std::mem::replace(&mut finding.raised, true) {
+            self.unraised.fetch_sub(1, Ordering::Release);
+        }
+        finding.error.clone()
+    }
+
+    fn collect(&self, findings: &mut Findings) -> Result<()> {
         // Cleared first: what is found from here on sets it again.
         self.flags.store_u32(ANY, 0);
-        for (index, slot) in self.slots.iter().enumerate() {
-            if self.flags.load_u32(1 + index) != 0 {
-                self.resolve(index, &mut slot.lock())?;
+        for slot in 0..self.slots.len() {
+            if self.flags.load_u32(1 + slot) != 0 {
+                self.resolve(slot, findings)?;
             }
         }
         Ok(())
     }
 
-    /// Moves what a slot's record says to the findings.
-    fn resolve(&self, index: usize, slot: &mut Slot) -> Result<()> {
-        if let Some(done) = slot.done.as_ref().filter(|_| slot.recorded) {
+    /// Moves what a slot's record says to the findings, whose lock keeps others from doing so too.
+    fn resolve(&self, index: usize, findings: &mut Findings) -> Result<()> {
+        let slot = &self.slots[index];
+        if let Some(done) = slot.done.get() {
             done.synchronize()?; // all blocks have reported, so the record holds the first value
         }
         if self.flags.load_u32(1 + index) == 0 {
@@ -190,13 +204,19 @@ impl Board {
         let offset = index * size_of::<u64>();
         let mut key = [0; 8];
         self.records.copy_to_host(offset, &mut key, self.stream.raw())?;
-        self.records.copy_from_host(offset, &[0xff; 8], self.stream.raw())?;
-        self.flags.store_u32(1 + index, 0);
         let error = decode(u64::from_ne_bytes(key), slot);
-        let mut findings = self.findings.lock();
-        findings.insert(slot.sequence, Finding { error, raised: false });
+        let sequence = slot.sequence.load(Ordering::Acquire);
+        self.records.copy_from_host(offset, &[0xff; 8], self.stream.raw())?;
+        // Last: from here on the slot may go to another encode.
+        self.flags.store_u32(1 + index, 0);
+        if findings.insert(sequence, Finding { error, raised: false }).is_none_or(|old| old.raised)
+        {
+            self.unraised.fetch_add(1, Ordering::Release);
+        }
         while findings.len() > MAX_FINDINGS {
-            findings.pop_first();
+            if let Some((_, Finding { raised: false, .. })) = findings.pop_first() {
+                self.unraised.fetch_sub(1, Ordering::Release);
+            }
         }
         Ok(())
     }
@@ -205,7 +225,8 @@ impl Board {
 /// The error that a record's key names (`report` in common.cuh).
 fn decode(key: u64, slot: &Slot) -> Error {
     let (place, reason) = (key >> 3, key & 7);
-    let per_sample = slot.features as u64 + 1;
+    let per_sample = slot.features.load(Ordering::Relaxed) + 1;
+    let num_qubits = slot.num_qubits.load(Ordering::Relaxed);
     let (sample, position) = ((place / per_sample) as usize, (place % per_sample) as usize);
     match reason {
         1 | 2 => Error::NonFinite { sample, position, nan: reason == 1 },
@@ -214,11 +235,11 @@ fn decode(key: u64, slot: &Slot) -> Error {
         _ => Error::BasisValue {
             sample,
             position,
-            num_qubits: slot.num_qubits,
-            expected: if slot.bits {
+            num_qubits,
+            expected: if slot.bits.load(Ordering::Relaxed) {
                 "bits, 0 or 1".to_owned()
             } else {
-                format!("an integer from 0 to {}", (1u64 << slot.num_qubits) - 1)
+                format!("an integer from 0 to {}", (1u64 << num_qubits) - 1)
             },
             value: None,
         },
@@ -231,7 +252,7 @@ mod tests {
 
     #[test]
     fn keys_name_sample_and_position() {
-        let slot = Slot { features: 5, num_qubits: 3, ..Slot::default() };
+        let slot = Slot { features: 5.into(), num_qubits: 3.into(), ..Slot::default() };
         let key = |sample: u64, position: u64, reason| (sample * 6 + position) << 3 | reason;
         assert_eq!(
             decode(key(2, 4, 1), &slot),

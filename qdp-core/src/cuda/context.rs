@@ -3,6 +3,7 @@
 use std::fmt;
 use std::marker::PhantomData;
 use std::ptr;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Weak};
 
 use cudarc::driver::sys::{self, CUctx_st, CUdevice, CUdevice_attribute, CUresult};
@@ -27,6 +28,8 @@ pub struct Context {
     max_shared_memory_per_block: u32,
     total_memory: u64,
     drop_failure: Mutex<Option<Error>>,
+    /// Whether there is one: asked at every call.
+    drop_failed: AtomicBool,
     streams: Mutex<Vec<Weak<Stream>>>,
     _live: Live,
 }
@@ -67,6 +70,7 @@ impl Context {
             max_shared_memory_per_block,
             total_memory,
             drop_failure: Mutex::new(None),
+            drop_failed: AtomicBool::new(false),
             streams: Mutex::new(Vec::new()),
             _live: Live::new(Kind::Context),
         }))
@@ -172,10 +176,15 @@ impl Context {
     pub fn record_drop_failure(&self, error: Error) {
         tracing::warn!(device = self.ordinal, %error, "a CUDA object was not released cleanly");
         self.drop_failure.lock().get_or_insert(error);
+        self.drop_failed.store(true, Ordering::Release);
     }
 
     /// The failure that destructors have recorded since the last call, if any.
     pub fn take_drop_failure(&self) -> Option<Error> {
+        if !self.drop_failed.load(Ordering::Acquire) {
+            return None;
+        }
+        self.drop_failed.store(false, Ordering::Release);
         self.drop_failure.lock().take()
     }
 

@@ -6,11 +6,20 @@ use crate::error::Result;
 use std::fmt;
 use std::sync::Arc;
 
-/// A batch of states in device memory, with the event behind the encode that writes it.
+/// When states in device memory are written.
+pub(super) enum Ready {
+    /// Already, or, where the encode is part of a graph, when that runs.
+    Now,
+    /// When the encode that holds the ticket is done.
+    Encoded(Ticket),
+    /// When the event is reached.
+    At(Event),
+}
+
+/// A batch of states in device memory.
 pub(crate) struct DeviceStates {
     buffer: DeviceBuffer,
-    /// `None` where the encode is part of a graph: it is written when the graph runs.
-    ready: Option<Event>,
+    ready: Ready,
     /// `None` where the input was validated on the host.
     ticket: Option<Ticket>,
     /// Last: the buffer is let go first.
@@ -33,7 +42,7 @@ impl DeviceStates {
     pub(super) fn new(
         backend: Arc<CudaBackend>,
         buffer: DeviceBuffer,
-        ready: Option<Event>,
+        ready: Ready,
         ticket: Option<Ticket>,
     ) -> Self {
         Self { buffer, ready, ticket, backend }
@@ -48,7 +57,16 @@ impl DeviceStates {
     }
 
     pub(crate) fn synchronize(&self) -> Result<()> {
-        self.ready.as_ref().map_or(Ok(()), Event::synchronize)
+        self.event().map_or(Ok(()), Event::synchronize)
+    }
+
+    /// The event that the states are written at, unless that was long ago.
+    fn event(&self) -> Option<&Event> {
+        match &self.ready {
+            Ready::Now => None,
+            Ready::Encoded(ticket) => self.backend.event(*ticket),
+            Ready::At(event) => Some(event),
+        }
     }
 
     pub(crate) fn check(&self) -> Result<()> {
@@ -57,7 +75,7 @@ impl DeviceStates {
     }
 
     pub(crate) fn make_ready_on(&self, stream: RawStream) -> Result<()> {
-        if let Some(ready) = self.ready.as_ref().filter(|ready| !ready.query().unwrap_or(false)) {
+        if let Some(ready) = self.event().filter(|ready| !ready.query().unwrap_or(false)) {
             // A captured stream cannot wait for work outside its graph; the host can.
             if stream.is_capturing(self.buffer.context())? {
                 ready.synchronize()?;
@@ -113,7 +131,7 @@ impl DeviceStates {
                 )?;
             }
         }
-        let ready = self.backend.event_on(stream)?;
-        Ok(Self::new(Arc::clone(&self.backend), copy, Some(ready), self.ticket))
+        let ready = Ready::At(self.backend.event_on(stream)?);
+        Ok(Self::new(Arc::clone(&self.backend), copy, ready, self.ticket))
     }
 }

@@ -85,6 +85,9 @@ class Plan:
         stream: Any = None,
         out: Any = None,
     ) -> StateBatch: ...
+    def torch(
+        self, data: Any, *, validate: Literal["deferred", "now"] = "deferred", out: Any = None
+    ) -> Any: ...
 
 @final
 class StateBatch:

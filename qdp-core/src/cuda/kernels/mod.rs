@@ -138,7 +138,16 @@ impl Shape {
     ) -> Result<()> {
         let grid = (self.blocks.min(i32::MAX as u64) as u32, 1, 1);
         let block = (self.threads, 1, 1);
-        let options = LaunchOptions { cooperative: self.cooperative, ..LaunchOptions::default() };
+        let context = function.module().context();
+        // Every kernel begins with `wait_for_previous`. Overlapped launches cost the host and the
+        // device a fifth less (2.1 and 2.7 us on an H200); a graph has its own ways.
+        let overlap_previous =
+            context.compute_capability().0 >= 9 && !stream.is_capturing(context)?;
+        let options = LaunchOptions {
+            overlap_previous,
+            cooperative: self.cooperative,
+            ..LaunchOptions::default()
+        };
         // SAFETY: passed on to the caller.
         unsafe { launch_with(function, grid, block, self.shared, stream, args, options) }
     }
