@@ -10,15 +10,24 @@ use crate::state::StateBatch;
 use pyo3::prelude::*;
 use qdp_core::Device;
 
-/// Tensor in, tensor out: see qdp.torch.encode.
-#[pyfunction]
+/// Encode a tensor and return a tensor on the same device.
+///
+/// `x` has shape `(features,)` or `(batch, features)`; the result has shape
+/// `(batch, 2**num_qubits)` and dtype complex64 or complex128. A CUDA tensor is encoded on torch's
+/// current stream as one more kernel: nothing waits, and the call is legal inside
+/// `torch.cuda.graph` capture. The result is `out`, or new; on CUDA it is made by torch's own
+/// allocator.
+///
+/// See `qdp.Engine.encode` for the other arguments.
+// Native without a Python function around it, which would cost a small call a thirtieth.
+#[pyfunction(name = "encode")]
 #[pyo3(signature = (
-    data, num_qubits, encoding="amplitude", *, rotation=None, reps=None, entanglement=None,
+    x, num_qubits, encoding="amplitude", *, rotation=None, reps=None, entanglement=None,
     convention="qdp", precision=None, validate="deferred", out=None,
 ))]
 #[allow(clippy::too_many_arguments)] // one per keyword of the public function
 pub(crate) fn encode_tensor<'py>(
-    data: &Bound<'py, PyAny>,
+    x: &Bound<'py, PyAny>,
     num_qubits: &Bound<'py, PyAny>,
     encoding: &str,
     rotation: Option<&str>,
@@ -33,15 +42,15 @@ pub(crate) fn encode_tensor<'py>(
         SpecArgs { num_qubits, encoding, rotation, reps, entanglement, convention }.parse()?;
     let precision = precision.map(options::precision).transpose()?;
     let validate_now = options::validate_now(validate)?;
-    let borrowed = borrow(data)?;
+    let borrowed = borrow(x)?;
     // An older torch, or something else than a tensor, has to be asked for its device.
     let device = match &borrowed {
         Some(data) => data.layout.device,
-        None => layout::device_of_dlpack("data", device_of(data)?)?,
+        None => layout::device_of_dlpack("data", device_of(x)?)?,
     };
     let engine = shared(device)?;
     let call = Call { engine, spec: &spec, precision, stream: None, validate_now };
-    encode(&call, borrowed, data, out)
+    encode(&call, borrowed, x, out)
 }
 
 /// Borrows a tensor of torch's through the exchange table, where that works.
@@ -84,8 +93,12 @@ pub(crate) fn encode<'py>(
     StateBatch::torch(&Bound::new(py, state)?)
 }
 
-/// Wait for what `encode_tensor` enqueued and raise the first thing that validation found.
-#[pyfunction]
+/// Wait for every `encode` so far and raise the first bad value that one of them met.
+///
+/// A CUDA tensor is validated where it is encoded, and nothing waits for what is found: it raises
+/// at a later call. This is the way to ask now, after a training step, say. It raises what
+/// `qdp.Engine.check` raises.
+#[pyfunction(name = "check")]
 pub(crate) fn check_tensors(py: Python<'_>) -> Result<()> {
     for engine in all_shared() {
         py.detach(|| engine.check())?;

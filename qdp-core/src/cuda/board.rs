@@ -2,9 +2,14 @@
 //!
 //! Each encode of device input holds a slot: a record in device memory, which keeps the first bad
 //! value, and a flag in host memory, which the kernel sets after it. One more flag says that any
-//! slot has something, so asking costs one load. Slots are used in turn. Those of encodes that
-//! are being captured into a graph are kept apart and never reused while there are enough, as a
-//! replay may report at any time.
+//! slot has something, so asking costs one load.
+//!
+//! A slot goes to another encode when the one before is done. To ask the driver about every slot
+//! would cost as much as half a launch, so a thread holds a segment of slots at a time and uses
+//! them in order: in each stream the last one's event then stands for all of them, and taking a
+//! slot is a step in the thread's own memory. Threads beyond the number of segments share slots
+//! and ask. Those of encodes that are being captured into a graph are kept apart and never reused
+//! while there are enough, as a replay may report at any time.
 
 use super::{Context, DeviceBuffer, Event, MappedBuffer, Pool, RawStream, Stream};
 use crate::encoding::Form;
@@ -12,14 +17,23 @@ use crate::encoding::product::{Factor, Product};
 use crate::error::{Error, Result};
 use crate::plan::EncodePlan;
 use parking_lot::Mutex;
-use std::collections::BTreeMap;
+use std::cell::Cell;
+use std::collections::{BTreeMap, VecDeque};
+use std::ops::Range;
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, OnceLock};
+use thread_local::ThreadLocal;
 
-/// Slots of ordinary encodes: more than a stream's launch queue is deep.
-const SLOTS: usize = 4096;
+/// Slots that a thread holds at a time.
+const SEGMENT: usize = 16;
+/// Slots held in segments, together more than a stream's launch queue is deep.
+const SEGMENTED: usize = 256 * SEGMENT;
+/// Slots of threads that found no segment.
+const SHARED: usize = 1024;
 /// Slots of captured encodes.
-const CAPTURE_SLOTS: usize = 1024;
+const CAPTURED: usize = 1024;
+const FIRST_CAPTURED: usize = SEGMENTED + SHARED;
+const SLOTS: usize = FIRST_CAPTURED + CAPTURED;
 /// Word of the flag that any slot has something; the slots' flags follow.
 const ANY: usize = 0;
 /// Findings kept for states that may still ask.
@@ -32,8 +46,7 @@ pub struct Ticket {
     sequence: u64,
 }
 
-/// What is known of the encode that holds a slot. Written by its call alone, so taking and leaving
-/// a slot needs no lock.
+/// What is known of the encode that holds a slot. Written by its call alone.
 #[derive(Default)]
 struct Slot {
     sequence: AtomicU64,
@@ -42,6 +55,11 @@ struct Slot {
     bits: AtomicBool,
     /// Recorded behind the encode, unless that was captured. Never recorded, it counts as reached.
     done: OnceLock<Event>,
+    /// The sequence that `done` was recorded for last, and the stream.
+    recorded: AtomicU64,
+    stream: AtomicUsize,
+    /// The sequence that `done` was last waited for.
+    waited: AtomicU64,
 }
 
 struct Finding {
@@ -62,56 +80,105 @@ pub(super) struct Board {
     findings: Mutex<Findings>,
     /// How many of the findings were not raised yet.
     unraised: AtomicUsize,
-    next: AtomicU64,
-    next_captured: AtomicU64,
+    /// The next slot of this thread's segment; at a multiple of [`SEGMENT`] it has none left.
+    next: ThreadLocal<Cell<usize>>,
+    /// The first slots of the segments that no thread holds, the one longest unused in front.
+    segments: Mutex<VecDeque<usize>>,
+    next_sequence: AtomicU64,
+    next_shared: AtomicUsize,
+    next_captured: AtomicUsize,
 }
 
 impl Board {
     pub(super) fn new(context: &Arc<Context>, pool: &Arc<Pool>) -> Result<Self> {
         let stream = Stream::new(context)?;
-        let total = SLOTS + CAPTURE_SLOTS;
-        let records = pool.alloc(total * size_of::<u64>(), &stream)?;
+        let records = pool.alloc(SLOTS * size_of::<u64>(), &stream)?;
         records.memset(0..records.bytes(), 0xff, stream.raw())?;
         stream.synchronize()?;
         Ok(Self {
             context: Arc::clone(context),
             stream,
             records,
-            flags: MappedBuffer::new(context, (total + 1) * size_of::<u32>())?,
-            slots: (0..total).map(|_| Slot::default()).collect(),
+            flags: MappedBuffer::new(context, (SLOTS + 1) * size_of::<u32>())?,
+            slots: (0..SLOTS).map(|_| Slot::default()).collect(),
             findings: Mutex::default(),
             unraised: AtomicUsize::new(0),
-            next: AtomicU64::new(0),
-            next_captured: AtomicU64::new(0),
+            next: ThreadLocal::new(),
+            segments: Mutex::new((0..SEGMENTED).step_by(SEGMENT).collect()),
+            next_sequence: AtomicU64::new(1),
+            next_shared: AtomicUsize::new(0),
+            next_captured: AtomicUsize::new(0),
         })
     }
 
     /// Takes a slot for an encode.
     pub(super) fn issue(&self, plan: &EncodePlan, captured: bool) -> Result<Ticket> {
-        let (sequence, slot) = if captured {
-            let turn = self.next_captured.fetch_add(1, Ordering::Relaxed);
-            // Sequences of captured encodes lie behind all others.
-            (u64::MAX / 2 + turn, SLOTS + turn as usize % CAPTURE_SLOTS)
+        let slot = if captured {
+            FIRST_CAPTURED + self.next_captured.fetch_add(1, Ordering::Relaxed) % CAPTURED
         } else {
-            let turn = self.next.fetch_add(1, Ordering::Relaxed);
-            (turn, turn as usize % SLOTS)
+            self.take_slot()?
         };
-        let state = &self.slots[slot];
-        // The encode of a turn ago is long done; where it is not, its slot is not free yet.
-        if let Some(done) = state.done.get()
-            && !done.query()?
-        {
-            done.synchronize()?;
-        }
         if self.flags.load_u32(1 + slot) != 0 {
             self.resolve(slot, &mut self.findings.lock())?;
         }
+        let sequence = self.next_sequence.fetch_add(1, Ordering::Relaxed);
+        let state = &self.slots[slot];
         let bits = matches!(plan.form(), Form::Product(Product { factor: Factor::Bit, .. }));
         state.features.store(plan.features() as u64, Ordering::Relaxed);
         state.num_qubits.store(plan.spec().num_qubits(), Ordering::Relaxed);
         state.bits.store(bits, Ordering::Relaxed);
         state.sequence.store(sequence, Ordering::Release);
         Ok(Ticket { slot, sequence })
+    }
+
+    /// A slot whose last encode is done.
+    fn take_slot(&self) -> Result<usize> {
+        let next = self.next.get_or(|| Cell::new(0));
+        let mut slot = next.get();
+        if slot.is_multiple_of(SEGMENT) {
+            let segment = {
+                let mut segments = self.segments.lock();
+                if slot > 0 {
+                    segments.push_back(slot - SEGMENT);
+                }
+                next.set(0);
+                segments.pop_front()
+            };
+            let Some(segment) = segment else {
+                let turn = self.next_shared.fetch_add(1, Ordering::Relaxed);
+                let slot = SEGMENTED + turn % SHARED;
+                self.wait(slot..slot + 1)?;
+                return Ok(slot);
+            };
+            // Whole, it counts as used up, and goes back where waiting for it fails.
+            next.set(segment + SEGMENT);
+            self.wait(segment..segment + SEGMENT)?;
+            slot = segment;
+        }
+        next.set(slot + 1);
+        Ok(slot)
+    }
+
+    /// Waits for the encodes that hold these slots, used in order by one thread.
+    fn wait(&self, slots: Range<usize>) -> Result<()> {
+        // The streams that were waited for, as many as a thread changes between. With more, some
+        // slots are waited for that need not be.
+        let mut streams = [usize::MAX; 4];
+        let mut count = 0;
+        for slot in self.slots[slots].iter().rev() {
+            let recorded = slot.recorded.load(Ordering::Acquire);
+            if recorded == slot.waited.load(Ordering::Relaxed) {
+                continue;
+            }
+            let stream = slot.stream.load(Ordering::Relaxed);
+            if !streams.contains(&stream) {
+                slot.done.get().map_or(Ok(()), Event::synchronize)?;
+                streams[count % streams.len()] = stream;
+                count += 1;
+            }
+            slot.waited.fetch_max(recorded, Ordering::Relaxed);
+        }
+        Ok(())
     }
 
     /// Device addresses of the ticket's record, its flag and the flag of all.
@@ -132,7 +199,12 @@ impl Board {
             // Nobody else has this slot now, so nobody else sets it.
             let _ = slot.done.set(Event::new(&self.context)?);
         }
-        slot.done.get().map_or(Ok(()), |done| done.record(stream))
+        if let Some(done) = slot.done.get() {
+            done.record(stream)?;
+            slot.stream.store(stream.handle(), Ordering::Relaxed);
+            slot.recorded.store(ticket.sequence, Ordering::Release);
+        }
+        Ok(())
     }
 
     /// The event behind the ticket's encode; `None` where it was reached long ago.
@@ -159,10 +231,9 @@ impl Board {
 
     /// Waits for every encode that holds a slot.
     pub(super) fn synchronize(&self) -> Result<()> {
-        self.slots[..SLOTS]
-            .iter()
-            .filter_map(|slot| slot.done.get())
-            .try_for_each(Event::synchronize)
+        let segments = (0..SEGMENTED).step_by(SEGMENT).map(|first| first..first + SEGMENT);
+        let shared = (SEGMENTED..FIRST_CAPTURED).map(|slot| slot..slot + 1);
+        segments.chain(shared).try_for_each(|slots| self.wait(slots))
     }
 
     /// What was found about one encode, which is done; again at every call.

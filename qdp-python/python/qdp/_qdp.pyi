@@ -12,9 +12,9 @@ __all__ = [
     "Plan",
     "StateBatch",
     "__version__",
-    "check_tensors",
+    "check",
     "device_info",
-    "encode_tensor",
+    "encode",
 ]
 
 __version__: str
@@ -124,11 +124,16 @@ class StateBatch:
     ) -> Any: ...
     def __dlpack_device__(self) -> tuple[int, int]: ...
 
-def check_tensors() -> None:
-    """Wait for :func:`encode_tensor` calls and raise what they met: see :func:`qdp.torch.check`."""
+def check() -> None:
+    """Wait for every :func:`qdp.torch.encode` so far; raise the first bad value one of them met.
 
-def encode_tensor(
-    data: Any,
+    A CUDA tensor is validated where it is encoded, and nothing waits for what is found: it raises
+    at a later call. This is the way to ask now, after a training step, say. It raises what
+    :meth:`qdp.Engine.check` raises.
+    """
+
+def encode(
+    x: Any,
     num_qubits: int,
     encoding: str = "amplitude",
     *,
@@ -140,6 +145,15 @@ def encode_tensor(
     validate: Literal["deferred", "now"] = "deferred",
     out: Any = None,
 ) -> Any:
-    """Tensor in, tensor out: see :func:`qdp.torch.encode`."""
+    """Encode a tensor and return a tensor on the same device: :func:`qdp.torch.encode`.
+
+    ``x`` has shape ``(features,)`` or ``(batch, features)``; the result has shape
+    ``(batch, 2**num_qubits)`` and dtype complex64 or complex128. A CUDA tensor is encoded on
+    torch's current stream as one more kernel: nothing waits, and the call is legal inside
+    ``torch.cuda.graph`` capture. The result is ``out``, or new; on CUDA it is made by torch's own
+    allocator.
+
+    See :meth:`qdp.Engine.encode` for the other arguments.
+    """
 
 def device_info() -> dict[str, Any]: ...
