@@ -108,5 +108,5 @@ def test_errors(device: str) -> None:
     assert (caught.value.sample, caught.value.position) == (2, 1)
     for data in (None, "tensor", object()):
         with pytest.raises((qdp.QdpError, TypeError)):
-            qdp.torch.encode(data, 6, "angle")
+            qdp.torch.encode(data, 6, "angle")  # type: ignore[arg-type]
     reference.assert_states(qdp.torch.encode(t, 6, "angle").cpu().numpy(), X, 6, "angle")

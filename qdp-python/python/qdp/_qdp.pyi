@@ -4,6 +4,7 @@ from typing import Any, ClassVar, Literal, final
 
 import numpy as np
 import numpy.typing as npt
+from torch import Tensor
 
 from qdp._types import Convention, Entanglement, Precision
 
@@ -133,7 +134,7 @@ def check() -> None:
     """
 
 def encode(
-    x: Any,
+    x: Tensor,
     num_qubits: int,
     encoding: str = "amplitude",
     *,
@@ -143,7 +144,7 @@ def encode(
     convention: Convention = "qdp",
     precision: Precision | None = None,
     validate: Literal["deferred", "now"] = "deferred",
-    out: Any = None,
+    out: Tensor | None = None,
 ) -> Any:
     """Encode a tensor and return a tensor on the same device: :func:`qdp.torch.encode`.
 
