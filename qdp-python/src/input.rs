@@ -121,7 +121,7 @@ impl<'py> Data<'py> {
         let Some(mut layout) = table.layout(ARGUMENT, object)? else { return Ok(None) };
         let mut object = object.clone();
         if Table::torch(object.py())? == Some(table)
-            && let Some(resolved) = resolve_torch(ARGUMENT, &object, layout.dtype)?
+            && let Some(resolved) = resolve_torch(ARGUMENT, &object, &layout)?
         {
             let Some(plain) = table.layout(ARGUMENT, &resolved)? else { return Ok(None) };
             (layout, object) = (plain, resolved);

@@ -107,7 +107,7 @@ fn torch_layout(object: &Bound<'_, PyAny>) -> Result<Option<(Layout, Option<RawS
         return Ok(None);
     }
     let Some(layout) = table.layout(ARGUMENT, object)? else { return Ok(None) };
-    resolve_torch(ARGUMENT, object, layout.dtype)?;
+    resolve_torch(ARGUMENT, object, &layout)?;
     let ready = match layout.device {
         Device::Cpu => None,
         Device::Cuda(ordinal) => Some(table.current_stream(py, ordinal)?),

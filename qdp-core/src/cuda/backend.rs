@@ -5,8 +5,8 @@
 //! Everything a captured encode touches is kept until the process ends, as nobody says when the
 //! last replay of somebody else's graph is over.
 
-use super::board::Board;
-use super::kernels::{CommonArgs, Held, Kernels};
+use super::board::{Board, Mark};
+use super::kernels::{CommonArgs, Held, Kernels, LaunchStream};
 use super::staging::Staging;
 use super::states::Ready;
 use super::{
@@ -294,10 +294,11 @@ impl CudaBackend {
             workspace: workspace.as_ref().map_or(0, DeviceBuffer::ptr),
             multiplicity: prepared.multiplicity.as_deref().map_or(0, DeviceBuffer::ptr),
         };
+        let to = LaunchStream::new(&self.context, stream, captured);
         // SAFETY: the caller describes valid input and output; record, flags, multiplicity and
         // workspace are the backend's, which outlives its enqueued work: its drop waits for its
         // own stream and the board's slots, and captured encodes keep it for good.
-        unsafe { self.kernels.enqueue(plan.form(), plan.precision(), args, held, stream)? };
+        unsafe { self.kernels.enqueue(plan.form(), plan.precision(), args, held, to)? };
         if captured {
             CAPTURED.lock().push(Captured {
                 _backend: Arc::clone(self),
@@ -348,9 +349,8 @@ impl CudaBackend {
         Ok(needed as usize)
     }
 
-    /// The event behind an encode; `None` where it was reached long ago.
-    pub(super) fn event(&self, ticket: Ticket) -> Option<&Event> {
-        self.board.event(ticket)
+    pub(super) fn mark(&self, ticket: Ticket) -> Mark<'_> {
+        self.board.mark(ticket)
     }
 
     pub(super) fn check_ticket(&self, ticket: Ticket) -> Result<()> {

@@ -8,7 +8,9 @@
 //! would cost as much as half a launch, so a thread holds a segment of slots at a time and uses
 //! them in order: in each stream the last one's event then stands for all of them, and taking a
 //! slot is a step in the thread's own memory. Threads beyond the number of segments share slots
-//! and ask. Those of encodes that are being captured into a graph are kept apart and never reused
+//! and ask. On the legacy stream, which nobody can destroy and where an event costs a tenth of a
+//! launch, only the last slot of a segment has one: who wants to wait for another records one then.
+//! Those of encodes that are being captured into a graph are kept apart and never reused
 //! while there are enough, as a replay may report at any time.
 
 use super::{Context, DeviceBuffer, Event, MappedBuffer, Pool, RawStream, Stream};
@@ -25,9 +27,9 @@ use std::sync::{Arc, OnceLock};
 use thread_local::ThreadLocal;
 
 /// Slots that a thread holds at a time.
-const SEGMENT: usize = 16;
+const SEGMENT: usize = 64;
 /// Slots held in segments, together more than a stream's launch queue is deep.
-const SEGMENTED: usize = 256 * SEGMENT;
+const SEGMENTED: usize = 64 * SEGMENT;
 /// Slots of threads that found no segment.
 const SHARED: usize = 1024;
 /// Slots of captured encodes.
@@ -53,13 +55,25 @@ struct Slot {
     features: AtomicU64,
     num_qubits: AtomicU32,
     bits: AtomicBool,
-    /// Recorded behind the encode, unless that was captured. Never recorded, it counts as reached.
+    /// Recorded behind the encode, unless that was captured or is told by its stream alone.
     done: OnceLock<Event>,
-    /// The sequence that `done` was recorded for last, and the stream.
-    recorded: AtomicU64,
+    /// Whether `done` was recorded for the encode.
+    marked: AtomicBool,
+    /// The sequence that was enqueued last, and the stream.
+    enqueued: AtomicU64,
     stream: AtomicUsize,
-    /// The sequence that `done` was last waited for.
+    /// The sequence that was last waited for.
     waited: AtomicU64,
+}
+
+/// How to wait for an encode.
+pub(super) enum Mark<'a> {
+    /// It was done long ago, or it is part of a graph.
+    Reached,
+    /// By its event.
+    Event(&'a Event),
+    /// By the legacy stream, which it lies on.
+    Legacy,
 }
 
 struct Finding {
@@ -166,19 +180,28 @@ impl Board {
         let mut streams = [usize::MAX; 4];
         let mut count = 0;
         for slot in self.slots[slots].iter().rev() {
-            let recorded = slot.recorded.load(Ordering::Acquire);
-            if recorded == slot.waited.load(Ordering::Relaxed) {
+            let enqueued = slot.enqueued.load(Ordering::Acquire);
+            if enqueued == slot.waited.load(Ordering::Relaxed) {
                 continue;
             }
             let stream = slot.stream.load(Ordering::Relaxed);
             if !streams.contains(&stream) {
-                slot.done.get().map_or(Ok(()), Event::synchronize)?;
+                match slot.done.get().filter(|_| slot.marked.load(Ordering::Relaxed)) {
+                    Some(done) => done.synchronize()?,
+                    None => self.synchronize_legacy()?,
+                }
                 streams[count % streams.len()] = stream;
                 count += 1;
             }
-            slot.waited.fetch_max(recorded, Ordering::Relaxed);
+            slot.waited.fetch_max(enqueued, Ordering::Relaxed);
         }
         Ok(())
+    }
+
+    fn synchronize_legacy(&self) -> Result<()> {
+        let event = Event::new(&self.context)?;
+        event.record(RawStream::LEGACY)?;
+        event.synchronize()
     }
 
     /// Device addresses of the ticket's record, its flag and the flag of all.
@@ -195,24 +218,34 @@ impl Board {
     /// Notes that the encode lies in `stream` up to here.
     pub(super) fn enqueued(&self, ticket: Ticket, stream: RawStream) -> Result<()> {
         let slot = &self.slots[ticket.slot];
-        if slot.done.get().is_none() {
-            // Nobody else has this slot now, so nobody else sets it.
-            let _ = slot.done.set(Event::new(&self.context)?);
+        let last = ticket.slot >= SEGMENTED || ticket.slot % SEGMENT == SEGMENT - 1;
+        let marked = last || stream != RawStream::LEGACY;
+        if marked {
+            if slot.done.get().is_none() {
+                // Nobody else has this slot now, so nobody else sets it.
+                let _ = slot.done.set(Event::new(&self.context)?);
+            }
+            slot.done.get().map_or(Ok(()), |done| done.record(stream))?;
         }
-        if let Some(done) = slot.done.get() {
-            done.record(stream)?;
-            slot.stream.store(stream.handle(), Ordering::Relaxed);
-            slot.recorded.store(ticket.sequence, Ordering::Release);
-        }
+        slot.marked.store(marked, Ordering::Relaxed);
+        slot.stream.store(stream.handle(), Ordering::Relaxed);
+        slot.enqueued.store(ticket.sequence, Ordering::Release);
         Ok(())
     }
 
-    /// The event behind the ticket's encode; `None` where it was reached long ago.
-    pub(super) fn event(&self, ticket: Ticket) -> Option<&Event> {
+    /// How to wait for the ticket's encode.
+    pub(super) fn mark(&self, ticket: Ticket) -> Mark<'_> {
         let slot = &self.slots[ticket.slot];
         // A slot goes to another encode only once this one is done.
-        let held = slot.sequence.load(Ordering::Acquire) == ticket.sequence;
-        slot.done.get().filter(|_| held)
+        if slot.enqueued.load(Ordering::Acquire) != ticket.sequence {
+            return Mark::Reached;
+        }
+        let marked = slot.marked.load(Ordering::Relaxed);
+        // Read anew, as all of it is of this encode only where it still is.
+        if slot.sequence.load(Ordering::Acquire) != ticket.sequence {
+            return Mark::Reached;
+        }
+        if marked { slot.done.get().map_or(Mark::Reached, Mark::Event) } else { Mark::Legacy }
     }
 
     /// The first finding that was not raised yet. Two loads where there is none.
@@ -266,8 +299,11 @@ impl Board {
     /// Moves what a slot's record says to the findings, whose lock keeps others from doing so too.
     fn resolve(&self, index: usize, findings: &mut Findings) -> Result<()> {
         let slot = &self.slots[index];
-        if let Some(done) = slot.done.get() {
-            done.synchronize()?; // all blocks have reported, so the record holds the first value
+        // Until all blocks have reported, so that the record holds the first value.
+        match slot.done.get().filter(|_| slot.marked.load(Ordering::Acquire)) {
+            Some(done) => done.synchronize()?,
+            None if index < FIRST_CAPTURED => self.synchronize_legacy()?,
+            None => {}
         }
         if self.flags.load_u32(1 + index) == 0 {
             return Ok(()); // another thread was faster

@@ -1,5 +1,6 @@
 //! States in device memory: whose, and from when on.
 
+use super::board::Mark;
 use super::{CudaBackend, DeviceBuffer, Event, RawStream, Ticket};
 use crate::engine::Device;
 use crate::error::Result;
@@ -57,15 +58,19 @@ impl DeviceStates {
     }
 
     pub(crate) fn synchronize(&self) -> Result<()> {
-        self.event().map_or(Ok(()), Event::synchronize)
+        self.with_event(|event| event.map_or(Ok(()), Event::synchronize))
     }
 
-    /// The event that the states are written at, unless that was long ago.
-    fn event(&self) -> Option<&Event> {
+    /// Calls `wait` with the event that the states are written at, unless that was long ago.
+    fn with_event<T>(&self, wait: impl FnOnce(Option<&Event>) -> Result<T>) -> Result<T> {
         match &self.ready {
-            Ready::Now => None,
-            Ready::Encoded(ticket) => self.backend.event(*ticket),
-            Ready::At(event) => Some(event),
+            Ready::Now => wait(None),
+            Ready::At(event) => wait(Some(event)),
+            Ready::Encoded(ticket) => match self.backend.mark(*ticket) {
+                Mark::Reached => wait(None),
+                Mark::Event(event) => wait(Some(event)),
+                Mark::Legacy => wait(Some(&self.backend.event_on(RawStream::LEGACY)?)),
+            },
         }
     }
 
@@ -75,13 +80,21 @@ impl DeviceStates {
     }
 
     pub(crate) fn make_ready_on(&self, stream: RawStream) -> Result<()> {
-        if let Some(ready) = self.event().filter(|ready| !ready.query().unwrap_or(false)) {
-            // A captured stream cannot wait for work outside its graph; the host can.
-            if stream.is_capturing(self.buffer.context())? {
-                ready.synchronize()?;
-            } else {
-                stream.wait(ready)?;
-            }
+        let ordered = stream == RawStream::LEGACY
+            && matches!(&self.ready, Ready::Encoded(ticket)
+                if matches!(self.backend.mark(*ticket), Mark::Legacy));
+        if !ordered {
+            self.with_event(|event| {
+                let Some(ready) = event.filter(|ready| !ready.query().unwrap_or(false)) else {
+                    return Ok(());
+                };
+                // A captured stream cannot wait for work outside its graph; the host can.
+                if stream.is_capturing(self.buffer.context())? {
+                    ready.synchronize()
+                } else {
+                    stream.wait(ready)
+                }
+            })?;
         }
         self.buffer.used_on(stream);
         Ok(())

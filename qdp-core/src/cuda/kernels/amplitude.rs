@@ -1,7 +1,7 @@
 //! Launches of amplitude.cu.
 
-use super::{CommonArgs, Loader, Shape, Workspace};
-use crate::cuda::{Function, RawStream};
+use super::{CommonArgs, LaunchStream, Loader, Shape, Workspace};
+use crate::cuda::Function;
 use crate::element::{DType, Precision};
 use crate::error::Result;
 
@@ -82,7 +82,7 @@ impl Kernels {
         precision: Precision,
         common: CommonArgs,
         workspace: u64,
-        stream: RawStream,
+        stream: LaunchStream,
     ) -> Result<()> {
         let kernels = &self.by_dtype[common.dtype as usize];
         let (dim, which) = (common.dim(), precision as usize);

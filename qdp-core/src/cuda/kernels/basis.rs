@@ -1,7 +1,7 @@
 //! Launches of basis.cu.
 
-use super::{CommonArgs, Loader, Shape};
-use crate::cuda::{Function, RawStream};
+use super::{CommonArgs, LaunchStream, Loader, Shape};
+use crate::cuda::Function;
 use crate::element::Precision;
 use crate::error::Result;
 
@@ -32,7 +32,7 @@ impl Kernels {
         &self,
         precision: Precision,
         common: CommonArgs,
-        stream: RawStream,
+        stream: LaunchStream,
     ) -> Result<()> {
         let chunk = common.dim().min(CHUNK);
         let args = BasisArgs { common, chunk };

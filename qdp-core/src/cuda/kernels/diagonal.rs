@@ -1,7 +1,7 @@
 //! Launches of diagonal.cu.
 
-use super::{CommonArgs, Held, Loader, Shape};
-use crate::cuda::{Function, RawStream};
+use super::{CommonArgs, Held, LaunchStream, Loader, Shape};
+use crate::cuda::Function;
 use crate::element::Precision;
 use crate::encoding::Diagonal;
 use crate::error::Result;
@@ -62,7 +62,7 @@ impl Kernels {
         precision: Precision,
         common: CommonArgs,
         held: Held,
-        stream: RawStream,
+        stream: LaunchStream,
     ) -> Result<()> {
         let which = precision as usize;
         let args = DiagonalArgs::new(common, diagonal, held.multiplicity);

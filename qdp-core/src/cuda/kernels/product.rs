@@ -1,7 +1,7 @@
 //! Launches of product.cu.
 
-use super::{CommonArgs, Loader, Shape};
-use crate::cuda::{Function, RawStream};
+use super::{CommonArgs, LaunchStream, Loader, Shape};
+use crate::cuda::Function;
 use crate::element::Precision;
 use crate::encoding::product::Factor;
 use crate::encoding::{Product, Rotation};
@@ -40,7 +40,7 @@ impl Kernels {
         product: &Product,
         precision: Precision,
         common: CommonArgs,
-        stream: RawStream,
+        stream: LaunchStream,
     ) -> Result<()> {
         let chunk = 1u64 << common.num_qubits.min(CHUNK_BITS);
         let blocks = common.batch * (common.dim() / chunk);
