@@ -140,7 +140,8 @@ def _torch_graph(row: Row, device: str, first: Any) -> Call:
     with torch.cuda.graph(graph):
         static_output = encode(static_input)
 
-    def call(x: torch.Tensor) -> torch.Tensor:
+    # The graph reads the formulation's tables, which nothing else keeps.
+    def call(x: torch.Tensor, _tables: Any = encode) -> torch.Tensor:
         static_input.copy_(x)
         graph.replay()
         return static_output
