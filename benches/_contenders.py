@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import math
 from functools import cache
 from typing import TYPE_CHECKING, Any
 
@@ -10,6 +11,7 @@ import numpy as np
 import qdp
 import qdp.torch
 import torch
+from _formulations import formulation
 from torch.utils.dlpack import from_dlpack
 
 if TYPE_CHECKING:
@@ -19,11 +21,14 @@ if TYPE_CHECKING:
 
     Call = Callable[[Any], Any]
 
-#: Every contender in the order of the table. ``qdp`` is what the ratios are about.
+#: Every contender in the order of the tables.
 NAMES = (
     "qdp",
+    "qdp out",
     "qdp.torch",
     "qdp.torch out",
+    "qdp plan",
+    "qdp plan out",
     "torch",
     "torch.compile",
     "torch graph",
@@ -46,10 +51,11 @@ def build(name: str, row: Row, device: str, first: Any) -> Call:
         return _dispatch(row, _pennylane(row, device))
     if name == "torch graph":
         return _torch_graph(row, device, first)
-    encode = _torch_encode(row, device)
+    encode = formulation(row, device)
     if name == "torch.compile":
         if row.kind != "device":
             raise UnavailableError("only on device rows")
+        torch.compiler.reset()
         encode = torch.compile(encode, dynamic=False)
     return _dispatch(row, lambda data: encode(_upload(data, device)))
 
@@ -83,89 +89,46 @@ def _upload(data: Any, device: str) -> torch.Tensor:
 
 
 def _qdp(name: str, row: Row, device: str) -> Call:
+    """Calls as a user writes them, so with the options that the row needs and no others."""
+    n, encoding, options = row.n, row.encoding, row.options
+    engine = _qdp_engine(device, row.precision)
     if name == "qdp":
-        engine = _qdp_engine(device)
         if row.kind == "host-sum":
-            return lambda x: from_dlpack(engine.encode(x, row.n, row.encoding)).abs().sum()
-        return _dispatch(row, lambda x: engine.encode(x, row.n, row.encoding))
+            return lambda x: from_dlpack(engine.encode(x, n, encoding)).abs().sum()
+        return _dispatch(row, lambda x: engine.encode(x, n, encoding, **options))
     if row.kind != "device":
         raise UnavailableError("only on device rows")
-    if name == "qdp.torch":
-        return lambda x: qdp.torch.encode(x, row.n, row.encoding)
-    complex_dtype = torch.complex64 if row.dtype is np.float32 else torch.complex128
-    out = torch.empty(row.batch, 1 << row.n, dtype=complex_dtype, device=device)
-    return lambda x: qdp.torch.encode(x, row.n, row.encoding, out=out)
+    out = None
+    if name.endswith(" out"):
+        shape = (row.batch, 1 << n)
+        out = torch.full(shape, torch.nan, dtype=row.complex_dtype, device=device)
+    if name == "qdp out":
+        return lambda x: engine.encode(x, n, encoding, out=out, **options)
+    if name.startswith("qdp plan"):
+        plan: Any = engine.plan(n, encoding, **options)
+        call = getattr(plan, "torch", plan.encode)
+        return call if out is None else lambda x: call(x, out=out)
+    if row.precision is not None:
+        options["precision"] = row.precision
+    encode = qdp.torch.encode
+    if out is None:
+        return lambda x: encode(x, n, encoding, **options)
+    return lambda x: encode(x, n, encoding, out=out, **options)
 
 
 @cache
-def _qdp_engine(device: str) -> qdp.Engine:
-    return qdp.Engine(device)
+def _qdp_engine(device: str, precision: Any) -> qdp.Engine:
+    return qdp.Engine(device, precision=precision)
 
 
-# torch: for each encoding the fastest that eager operations allow
-
-
-def _torch_encode(row: Row, device: str) -> Callable[[torch.Tensor], torch.Tensor]:
-    if row.encoding == "amplitude":
-        return _torch_amplitude
-    if row.encoding == "angle":
-        return _torch_angle
-    return _torch_iqp(row.n, device)
-
-
-def _torch_amplitude(x: torch.Tensor) -> torch.Tensor:
-    unit: torch.Tensor = x / torch.linalg.vector_norm(x, dim=1, keepdim=True)
-    return unit.to(torch.complex64 if x.dtype == torch.float32 else torch.complex128)
-
-
-def _torch_angle(x: torch.Tensor) -> torch.Tensor:
-    """Build the product states of the low and of the high half, then one outer product."""
-    factors = torch.stack([x.cos(), x.sin()], dim=2)
-
-    def product(qubits: range) -> torch.Tensor:
-        state: torch.Tensor = factors[:, qubits[0]]
-        for qubit in qubits[1:]:
-            state = (factors[:, qubit, :, None] * state[:, None, :]).flatten(1)
-        return state
-
-    n = x.shape[1]
-    low, high = product(range(n // 2)), product(range(n // 2, n))
-    state = (high[:, :, None] * low[:, None, :]).flatten(1)
-    dtype = torch.complex64 if x.dtype == torch.float32 else torch.complex128
-    return state.to(dtype)
-
-
-def _torch_iqp(n: int, device: str) -> Callable[[torch.Tensor], torch.Tensor]:
-    """All phases as one matrix product, then Walsh-Hadamard as one on each half of the qubits."""
-    index = torch.arange(1 << n, device=device)
-    bits = (index[:, None] >> torch.arange(n, device=device)) & 1
-    pairs = torch.combinations(torch.arange(n, device=device))
-    terms = torch.cat([bits, bits[:, pairs[:, 0]] * bits[:, pairs[:, 1]]], dim=1).T.double()
-    terms = terms.contiguous()
-
-    def hadamard(qubits: int) -> torch.Tensor:
-        h = torch.ones(1, 1, dtype=torch.float64, device=device)
-        gate = torch.tensor([[0.5, 0.5], [0.5, -0.5]], dtype=torch.float64, device=device)
-        for _ in range(qubits):
-            h = torch.kron(h, gate)
-        return h
-
-    left, right = hadamard(n - n // 2), hadamard(n // 2)
-
-    def encode(x: torch.Tensor) -> torch.Tensor:
-        phase = (x @ terms).reshape(len(x), len(left), len(right))
-        real = left @ phase.cos() @ right
-        imag = left @ phase.sin() @ right
-        return torch.complex(real, imag).flatten(1)
-
-    return encode
+# torch
 
 
 def _torch_graph(row: Row, device: str, first: Any) -> Call:
     """Eager torch captured once; a call copies its input in and replays."""
     if row.kind != "device" or device == "cpu":
         raise UnavailableError("only on device rows of a GPU")
-    encode = _torch_encode(row, device)
+    encode = formulation(row, device)
     static_input = first.clone()
     side = torch.cuda.Stream()  # type: ignore[no-untyped-call]
     side.wait_stream(torch.cuda.current_stream())
@@ -177,7 +140,8 @@ def _torch_graph(row: Row, device: str, first: Any) -> Call:
     with torch.cuda.graph(graph):
         static_output = encode(static_input)
 
-    def call(x: torch.Tensor) -> torch.Tensor:
+    # The graph reads the formulation's tables, which nothing else keeps.
+    def call(x: torch.Tensor, _tables: Any = encode) -> torch.Tensor:
         static_input.copy_(x)
         graph.replay()
         return static_output
@@ -191,9 +155,12 @@ def _torch_graph(row: Row, device: str, first: Any) -> Call:
 def _qumat(row: Row, device: str) -> Call:
     if device == "cpu":
         raise UnavailableError("has no CPU backend")
+    if row.encoding in ("zz", "iqp-embedding"):
+        raise UnavailableError("has no such encoding")
     if row.kind == "loop":
         return _qumat_benchmark(row, device)
-    engine = _qumat_engine(device, "float32" if row.dtype is np.float32 else "float64")
+    precision = "float32" if row.complex_dtype == torch.complex64 else "float64"
+    engine = _qumat_engine(device, precision)
     if row.kind == "host-sum":
         return lambda x: from_dlpack(engine.encode(x, row.n, row.encoding)).abs().sum()
     return _dispatch(row, lambda x: engine.encode(x, row.n, row.encoding))
@@ -236,26 +203,48 @@ def _pennylane(row: Row, device: str) -> Call:
 
     n = row.n
     wires = range(n - 1, -1, -1)  # wire 0 is the most significant bit; qubit 0 of QDP the least
+    pairs = [(j, k) for j in range(n) for k in range(j + 1, n)]
+
+    def hadamards() -> None:
+        for wire in range(n):
+            qml.Hadamard(wire)
 
     def embed(x: Any) -> None:
         if row.encoding == "amplitude":
             qml.AmplitudeEmbedding(x, wires=range(n), normalize=True)
         elif row.encoding == "angle":
             qml.AngleEmbedding(2 * x, wires=wires, rotation="Y")
+        elif row.encoding == "basis":
+            qml.BasisEmbedding(x, wires=range(n))
+        elif row.encoding == "iqp-embedding":
+            qml.IQPEmbedding(x, wires=wires, n_repeats=row.reps)
+        elif row.encoding == "zz":
+            for _ in range(row.reps or 1):
+                hadamards()
+                zz_layer(x)
         else:
-            for wire in range(n):
-                qml.Hadamard(wire)
+            hadamards()
             for qubit in range(n):
                 qml.PhaseShift(x[:, qubit], wires[qubit])
-            pairs = [(j, k) for j in range(n) for k in range(j + 1, n)]
-            for column, (j, k) in enumerate(pairs, start=n):
-                qml.ControlledPhaseShift(x[:, column], [wires[j], wires[k]])
-            for wire in range(n):
-                qml.Hadamard(wire)
+            if row.encoding == "iqp":
+                for column, (j, k) in enumerate(pairs, start=n):
+                    qml.ControlledPhaseShift(x[:, column], [wires[j], wires[k]])
+            if row.encoding in ("iqp", "iqp-z"):
+                hadamards()
+
+    def zz_layer(x: Any) -> None:
+        for qubit in range(n):
+            qml.PhaseShift(2 * x[:, qubit], wires[qubit])
+        for j, k in pairs:
+            qml.CNOT([wires[j], wires[k]])
+            qml.PhaseShift(2 * (math.pi - x[:, j]) * (math.pi - x[:, k]), wires[k])
+            qml.CNOT([wires[j], wires[k]])
 
     def circuit(x: Any) -> Any:
         embed(x)
         return qml.state()
 
     node = qml.QNode(circuit, qml.device("default.qubit", wires=n), diff_method=None)
+    if row.encoding == "basis":  # does not broadcast
+        return lambda data: torch.stack([torch.as_tensor(node(i)) for i in data[:, 0].tolist()])
     return lambda data: node(_upload(data, device))

@@ -1,48 +1,203 @@
-"""The table and the picture of one run."""
+"""The tables of one run, as text."""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
-    from pathlib import Path
+    from collections.abc import Iterator, Sequence
+
+    from _probes import Limits
 
     Record = dict[str, Any]
 
+MISSED = "!"  # stands behind every figure that is on the wrong side of its line
 
-def markdown(record: Record, names: Sequence[str]) -> str:
-    """Two tables: microseconds per call, and how many times as long as QDP the others take."""
-    rows = record["rows"]
-    names = [name for name in names if any(name in row["times"] for row in rows)]
+
+def limits_text(limits: Limits) -> str:
+    """One line for each limit, with the way that reached it."""
+    bare = f"bare {_us(limits.launch_bare)} us" if limits.launch_bare else limits.no_launch_bare
+    lines = [f"launch: torch {_us(limits.launch_torch)} us, {bare}"]
+    for name, ways in limits.ways.items():
+        way, rate = next(iter(ways.items()))
+        lines.append(f"{name}: {_rate(rate)} ({way}; torch {_rate(_best_of_torch(ways))})")
+    if limits.h2d and limits.d2h:
+        lines.append(f"pinned memory: to the device {_rate(limits.h2d)}, back {_rate(limits.d2h)}")
+    return "\n".join(lines)
+
+
+def _best_of_torch(ways: dict[str, float]) -> float:
+    return max(rate for way, rate in ways.items() if way.startswith("torch"))
+
+
+def markdown(record: Record) -> str:
+    """Every table of the run."""
+    parts: list[str] = []
+    for table in dict.fromkeys(row["table"] for row in record["rows"]):
+        rows = [row for row in record["rows"] if row["table"] == table]
+        parts.append(f"## {table}")
+        if table == "bulk":
+            parts += _bulk(rows)
+        elif table == "cpu":
+            parts += _speedups([row for row in rows if row["name"].startswith("cpu-")])
+            parts += _times([row for row in rows if not row["name"].startswith("cpu-")])
+        elif table == "small":
+            parts += _small(rows, record["limits"]["launch_bare"])
+        else:
+            parts += _times(rows)
+    return "\n\n".join(parts)
+
+
+def missed(record: Record) -> Iterator[str]:
+    """One line of text for each contender and table whose line was missed somewhere."""
+    for table in dict.fromkeys(row["table"] for row in record["rows"]):
+        lines = [
+            (row, line) for row in record["rows"] if row["table"] == table for line in row["lines"]
+        ]
+        if lines:
+            held = sum(line["holds"] for _, line in lines)
+            yield f"{table}: {held} of {len(lines)} lines hold"
+        for row, line in lines:
+            if not line["holds"]:
+                figures = f"{line['reached']:.2f} {line['unit']}, line {line['line']:.2f}"
+                yield f"  missed: {row['name']}, {line['contender']}: {figures}"
+
+
+# Each table
+
+
+def _bulk(rows: list[Record]) -> Iterator[str]:
+    """For each call: fractions of the limit, a line for each encoding, a column for each n."""
+    sizes = sorted({row["num_qubits"] for row in rows})
+    for contender in ("qdp.torch out", "qdp.torch"):
+        groups: dict[tuple[str, str], dict[int, Record]] = {}
+        for row in rows:
+            mix = f"{row['input']} -> {row['output']}"
+            groups.setdefault((row["encoding"], mix), {})[row["num_qubits"]] = row
+        table = [[f"{contender}, fraction of limit", "limit", *map(str, sizes), "lines"]]
+        for (encoding, mix), by_size in groups.items():
+            limit = "write" if next(iter(by_size.values()))["limit"] == "write" else "stream"
+            cells = [_fraction(by_size.get(n), contender) for n in sizes]
+            lines = [
+                f"{_line(row, contender)['line']:.2f}"
+                for row in by_size.values()
+                if _line(row, contender)
+            ]
+            text = ", ".join(dict.fromkeys(lines))
+            table.append([f"{encoding}, {mix}", limit, *cells, text])
+        yield _table(table)
+    peers = [row for row in rows if {"torch", "qumat-qdp"} & row["times"].keys()]
+    if peers:
+        yield from _times(peers)
+
+
+def _line(row: Record | None, contender: str) -> Record:
+    lines = row["lines"] if row else []
+    return next((line for line in lines if line["contender"] == contender), {})
+
+
+def _line_cell(row: Record | None, contender: str, digits: int = 2) -> str:
+    line = _line(row, contender)
+    if not line:
+        return ""
+    return f"{line['reached']:.{digits}f}" + ("" if line["holds"] else MISSED)
+
+
+def _fraction(row: Record | None, contender: str) -> str:
+    """Of the limit: of the line where there is one, else of the floor."""
+    if row is None or _line(row, contender):
+        return _line_cell(row, contender)
+    median = _median(row, contender)
+    return f"{row['floor_s'] / median:.2f}" if median else ""
+
+
+def _small(rows: list[Record], bare: float | None) -> Iterator[str]:
+    """Microseconds, and launches for the calls that have a line."""
+    names = _names(rows)
+    judged = [name for name in names if any(_line(row, name) for row in rows)]
+    limits = {name: next(_line(row, name)["line"] for row in rows) for name in judged}
+    launch = f"bare launch {_us(bare)} us" if bare else "no bare launch"
+    heads = [f"{name} in launches (line {limits[name]:.1f})" for name in judged]
+    table = [[f"us per call, {launch}", *names, *heads]]
+    for row in rows:
+        cells = [_us(_median(row, name)) for name in names]
+        table.append([row["name"], *cells, *(_line_cell(row, name) for name in judged)])
+    yield _table(table)
+
+
+def _speedups(rows: list[Record]) -> Iterator[str]:
+    """How many times as fast as torch, a line for each encoding, a column for each n."""
+    sizes = sorted({row["num_qubits"] for row in rows})
+    for contender in ("qdp.torch", "qdp.torch out"):
+        table = [[f"{contender}, times as fast as torch", *map(str, sizes), "line"]]
+        for key in dict.fromkeys((row["encoding"], row["input"]) for row in rows):
+            group = [row for row in rows if (row["encoding"], row["input"]) == key]
+            cells = {row["num_qubits"]: _speedup(row, contender) for row in group}
+            lines = [f"{line['line']:.0f}" for row in group if (line := _line(row, contender))]
+            text = ", ".join(dict.fromkeys(lines))
+            table.append([f"{key[0]}, {key[1]}", *(cells.get(n, "") for n in sizes), text])
+        if rows:
+            yield _table(table)
+
+
+def _speedup(row: Record, contender: str) -> str:
+    own, torch = _median(row, contender), _median(row, "torch")
+    if own is None or torch is None:
+        return ""
+    line = _line(row, contender)
+    return f"{torch / own:.1f}" + (MISSED if line and not line["holds"] else "")
+
+
+def _times(rows: list[Record]) -> Iterator[str]:
+    """Microseconds per call, and how many times as long as QDP the others take."""
+    names = _names(rows)
     peers = [name for name in names if not name.startswith("qdp")]
-    times = [["us per call", "states", *names, "floor"]]
+    lined = any(line["unit"] == "us" for row in rows for line in row["lines"])
+    times = [["us per call", "states", *names, "floor", *(["line"] if lined else [])]]
     ratios = [["times QDP", *peers, "QDP / floor", "QDP states/s"]]
     for row in rows:
-        medians = {name: time["median_s"] for name, time in row["times"].items()}
-        cells = [_microseconds(medians.get(name)) for name in names]
-        times.append([row["name"], f"{row['states']:,}", *cells, _microseconds(row["floor_s"])])
-        against = [_ratio(row["ratios"].get(name)) for name in peers]
-        own = medians.get("qdp")
-        ratios.append(
-            [
-                row["name"],
-                *against,
-                _ratio(own / row["floor_s"]) if own else "",
-                f"{row['states'] / own:,.0f}" if own else "",
-            ]
-        )
-    return _table(times) + "\n\n" + _table(ratios)
+        cells = [_us(_median(row, name)) + _mark(row, name) for name in names]
+        line = [f"{line['line']:.0f}" for line in row["lines"][:1] if line["unit"] == "us"]
+        tail = [*line, ""][:1] if lined else []
+        times.append([row["name"], f"{row['states']:,}", *cells, _us(row["floor_s"]), *tail])
+        own = _median(row, row["own"])
+        against = [f"{row['ratios'][name]:.2f}" if name in row["ratios"] else "" for name in peers]
+        floor = f"{own / row['floor_s']:.2f}" if own else ""
+        ratios.append([row["name"], *against, floor, f"{row['states'] / own:,.0f}" if own else ""])
+    if rows:
+        yield _table(times)
+        yield _table(ratios)
 
 
-def _microseconds(seconds: float | None) -> str:
+def _names(rows: list[Record]) -> list[str]:
+    """Contenders with a time in any of these rows, in the order of the tables."""
+    from _contenders import NAMES
+
+    return [name for name in NAMES if any(name in row["times"] for row in rows)]
+
+
+def _median(row: Record, name: str) -> float | None:
+    timing = row["times"].get(name)
+    return timing["median_s"] if timing else None
+
+
+def _mark(row: Record, name: str) -> str:
+    line = _line(row, name)
+    return MISSED if line and line["unit"] == "us" and not line["holds"] else ""
+
+
+# Figures
+
+
+def _us(seconds: float | None) -> str:
     if seconds is None:
         return ""
-    return f"{seconds * 1e6:,.1f}" if seconds < 1e-3 else f"{seconds * 1e6:,.0f}"
+    digits = 2 if seconds < 1e-5 else 1 if seconds < 1e-3 else 0
+    return f"{seconds * 1e6:,.{digits}f}"
 
 
-def _ratio(value: float | None) -> str:
-    return "" if value is None else f"{value:.2f}"
+def _rate(value: float) -> str:
+    return f"{value / 1e9:,.0f} GB/s" if value >= 1e11 else f"{value / 1e9:.1f} GB/s"
 
 
 def _table(lines: list[list[str]]) -> str:
@@ -55,36 +210,3 @@ def _table(lines: list[list[str]]) -> str:
 
     rule = "|" + "|".join(["-" * (widths[0] + 2), *("-" * (w + 1) + ":" for w in widths[1:])]) + "|"
     return "\n".join([line(lines[0]), rule, *map(line, lines[1:])])
-
-
-def plot(record: Record, path: Path) -> None:
-    """Draw, on a logarithmic scale, how many times as long as QDP the peers and the floor take."""
-    from matplotlib.figure import Figure
-
-    rows = [row for row in record["rows"] if row["ratios"]]
-    figure = Figure(figsize=(9, 1.5 + 0.42 * len(rows)), layout="constrained")
-    axes = figure.subplots()
-    markers = {
-        "torch": "o",
-        "torch.compile": "v",
-        "torch graph": "s",
-        "qumat-qdp": "D",
-        "pennylane": "^",
-        "floor": "|",
-    }
-    for name, marker in markers.items():
-        points = [(row["ratios"][name], y) for y, row in enumerate(rows) if name in row["ratios"]]
-        if points:
-            x, y = zip(*points, strict=True)
-            size = 12 if name == "floor" else 7
-            color = "black" if name == "floor" else None
-            axes.plot(x, y, marker, label=name, markersize=size, markeredgewidth=2, color=color)
-    axes.axvline(1, color="gray", linewidth=1)
-    axes.set_xscale("log")
-    axes.set_yticks(range(len(rows)), [row["name"] for row in rows])
-    axes.invert_yaxis()
-    axes.grid(axis="x", which="both", linewidth=0.3)
-    axes.set_xlabel("time as a multiple of QDP's (right of 1: slower than QDP)")
-    axes.set_title(f"{record['device']['name']}, {record['date'][:10]}")
-    axes.legend(loc="upper center", bbox_to_anchor=(0.5, -0.12), ncols=len(markers), frameon=False)
-    figure.savefig(path, dpi=150)

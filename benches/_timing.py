@@ -1,4 +1,4 @@
-"""How long a call takes, and what the machine could do at best."""
+"""How long a call takes."""
 
 from __future__ import annotations
 
@@ -17,6 +17,8 @@ if TYPE_CHECKING:
     Call = Callable[[Any], Any]
 
 REPEATS = 7
+#: Of a call that alone takes longer than the time set aside.
+SLOW_REPEATS = 3
 #: A call slower than this is timed once; checking its result has warmed it up.
 SLOW_CALL_S = 2.0
 
@@ -37,7 +39,13 @@ def synchronize(device: str) -> None:
 
 
 def measure(
-    call: Call, inputs: Sequence[Any], device: str, *, pipelined: bool, seconds: float
+    call: Call,
+    inputs: Sequence[Any],
+    device: str,
+    *,
+    pipelined: bool,
+    seconds: float,
+    repeats: int = REPEATS,
 ) -> Timing:
     """Time ``call`` on ``inputs`` in turn for about ``seconds``.
 
@@ -58,55 +66,30 @@ def measure(
         del result
         return elapsed / calls
 
-    with _no_garbage_collection():
+    with no_garbage_collection():
         first = repeat(1)
         if first > SLOW_CALL_S:
             return Timing(first, first, 1, 1)
-        estimate = repeat(min(20, max(3, len(inputs))))
-        budget = seconds / REPEATS
+        if first > seconds:
+            repeats = min(repeats, SLOW_REPEATS)
+        budget = seconds / repeats
+        estimate = first if first > budget else repeat(min(20, max(3, len(inputs))))
         calls = max(1, min(20_000, int(budget / estimate)))
-        repeat(calls)  # the clocks of an idle device need a while
-        repeats = [repeat(calls) for _ in range(REPEATS)]
-    return Timing(statistics.median(repeats), min(repeats), calls, REPEATS)
+        if calls > 1:
+            repeat(calls)  # the clocks of an idle device need a while
+        means = [repeat(calls) for _ in range(repeats)]
+    return Timing(statistics.median(means), min(means), calls, repeats)
 
 
 @contextmanager
-def _no_garbage_collection() -> Iterator[None]:
+def no_garbage_collection() -> Iterator[None]:
+    """Collect now, and not before the block ends; within another such block do nothing."""
+    if not gc.isenabled():
+        yield
+        return
     gc.collect()
     gc.disable()
     try:
         yield
     finally:
         gc.enable()
-
-
-def probe(device: str, *, seconds: float) -> dict[str, float]:
-    """The limits of this machine in this run: rates in bytes per second, ``launch`` in seconds."""
-    on_gpu = device.startswith("cuda")
-    values = (1 << 26) if on_gpu else (1 << 24)
-    real = torch.rand(values, dtype=torch.float64, device=device)
-    real_out = torch.empty_like(real)
-    complex_out = torch.empty(values, dtype=torch.complex128, device=device)
-    small, small_out = real[:64].clone(), real_out[:64].clone()
-
-    def best(call: Call, *, pipelined: bool = True) -> float:
-        return measure(call, [None], device, pipelined=pipelined, seconds=seconds).best_s
-
-    limits = {
-        "launch": best(lambda _: torch.neg(small, out=small_out)),
-        "copy": 2 * real.nbytes / best(lambda _: real_out.copy_(real)),
-        "write": complex_out.nbytes / best(lambda _: complex_out.zero_()),
-        # Two ways to read one real and write one complex; the hardware allows the better one.
-        "read1_write2": 3
-        * real.nbytes
-        / min(
-            best(lambda _: complex_out.copy_(real)),
-            best(lambda _: torch.complex(real, real, out=complex_out)),
-        ),
-    }
-    if on_gpu:
-        pinned = torch.empty(values, dtype=torch.float64, pin_memory=True)
-        upload = best(lambda _: real.copy_(pinned, non_blocking=True))
-        download = best(lambda _: pinned.copy_(real, non_blocking=True))
-        limits |= {"h2d": real.nbytes / upload, "d2h": real.nbytes / download}
-    return limits

@@ -1,8 +1,8 @@
 """QDP beside torch, qumat-qdp and PennyLane, and beside what the machine allows, in one run.
 
-    python benches/peers.py [--device cuda|cpu] [--rows 'amplitude-*'] [--quick]
+    python benches/peers.py [--device cuda|cpu] [--tables bulk small] [--rows 'angle-*'] [--quick]
 
-See README.md for what each row and each column means.
+See README.md for what each table, row and column means.
 """
 
 from __future__ import annotations
@@ -10,58 +10,73 @@ from __future__ import annotations
 import argparse
 import fnmatch
 import gc
-import importlib.metadata
 import json
-import platform
-import re
-import subprocess
 import sys
+import time
 from dataclasses import asdict
-from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import qdp
 import torch
 from _contenders import NAMES, UnavailableError, build
-from _report import markdown, plot
-from _timing import measure, probe, synchronize
-from _workloads import ROWS, Row, floor_seconds, make_inputs, max_error
+from _machine import describe, headline
+from _plots import plot_bulk, plot_ratios
+from _probes import Limits, probe
+from _reference import error, expected, tolerance
+from _report import limits_text, markdown, missed
+from _tables import CPU_TABLES, GPU_TABLES, TABLES, rows_of
+from _timing import measure, synchronize
+from _workloads import Row, floor_seconds, judge, make_inputs
 
-PACKAGES = ("numpy", "torch", "qumat-qdp", "pennylane")
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+#: Seconds that one contender is timed on one row.
+SECONDS = {"bulk": 0.05, "small": 0.1, "latency": 0.25, "host": 0.25, "cpu": 0.1}
+QUICK_SECONDS = {"bulk": 0.03, "small": 0.05, "latency": 0.1, "host": 0.1, "cpu": 0.03}
+#: QDP's own call of each table: the ratios of its rows are to this one.
+OWN = {"bulk": "qdp.torch out", "small": "qdp.torch", "latency": "qdp.torch", "host": "qdp"}
 
 
 def main() -> int:
+    began = time.perf_counter()
     args = parse_arguments()
     device = "cuda:0" if args.device == "cuda" else "cpu"
     threads = qdp.device_info()["cpu_threads"]
     torch.set_num_threads(threads)
+    torch.manual_seed(2026)
+    gc.collect()
+    gc.freeze()  # what is imported by now stays: collections between the rows are short
     record = describe(device, threads)
-    print(f"{record['device']['name']}, {threads} threads for QDP and torch")
-    print(", ".join(f"{name} {version}" for name, version in record["versions"].items()))
+    print(headline(record))
 
-    seconds = 0.15 if args.quick else 1.0
-    record["limits"] = probe(device, seconds=seconds / 2)
-    for name, value in record["limits"].items():
-        print(f"{name}: " + (f"{value * 1e6:.2f} us" if name == "launch" else rate(value)))
+    limits = probe(device, quick=args.quick)
+    record["limits"] = asdict(limits)
+    print(limits_text(limits), flush=True)
 
-    rows = [row.on(device) for row in ROWS if any(fnmatch.fnmatch(row.name, p) for p in args.rows)]
-    names = [name for name in NAMES if name in args.contenders or name == "qdp"]
-    record["rows"] = []
-    for row in rows:
-        print(f"{row.name}", end="", flush=True)
-        record["rows"].append(run_row(row, names, device, record["limits"], seconds))
-        print(flush=True)
+    tables = args.tables or (CPU_TABLES if device == "cpu" else GPU_TABLES)
+    seconds = QUICK_SECONDS if args.quick else SECONDS
+    record["rows"], record["seconds"] = [], {}
+    for table in tables:
+        started = time.perf_counter()
+        rows = [row.on(device) for row in rows_of(table, quick=args.quick)]
+        for row in rows:
+            if not any(fnmatch.fnmatch(row.name, pattern) for pattern in args.rows):
+                continue
+            names = contenders(row, args.contenders)
+            print(row.name, end="", flush=True)
+            record["rows"].append(run_row(row, names, device, limits, seconds[table]))
+            print(flush=True)
+        record["seconds"][table] = round(time.perf_counter() - started, 1)
+    record["seconds"]["all"] = round(time.perf_counter() - began, 1)
 
-    print("\n" + markdown(record, names))
-    path = args.json_dir / f"{record['date'][:10]}-{record['device']['slug']}-peers.json"
-    args.json_dir.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(record, indent=1) + "\n")
-    print(f"\nsaved {path}")
-    if args.plot:
-        plot(record, path.with_suffix(".png"))
-        print(f"saved {path.with_suffix('.png')}")
-    failed = [row["name"] for row in record["rows"] if "qdp" not in row["times"]]
+    print("\n" + markdown(record))
+    save(record, args.json_dir)
+    print(f"seconds: {', '.join(f'{key} {value}' for key, value in record['seconds'].items())}")
+    for text in missed(record):
+        print(text)
+    failed = [row["name"] for row in record["rows"] if row["own"] not in row["times"]]
     if failed:
         print(f"QDP has no result on {', '.join(failed)}", file=sys.stderr)
     return 1 if failed else 0
@@ -71,127 +86,121 @@ def parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     default = "cuda" if torch.cuda.is_available() else "cpu"
     parser.add_argument("--device", choices=("cuda", "cpu"), default=default)
+    parser.add_argument(
+        "--tables",
+        nargs="+",
+        choices=TABLES,
+        help=f"default: {', '.join(GPU_TABLES)}; on a CPU {', '.join(CPU_TABLES)}",
+    )
     parser.add_argument("--rows", nargs="+", default=["*"], metavar="GLOB")
     parser.add_argument(
         "--contenders",
         nargs="+",
         choices=NAMES,
-        default=[name for name in NAMES if name != "torch.compile"],
-        help="default: all but torch.compile, which compiles for minutes",
+        help="only these and QDP; torch.compile, which takes its time, then runs on every row",
     )
     parser.add_argument("--json-dir", type=Path, default=Path(__file__).parent / "results")
-    parser.add_argument("--quick", action="store_true", help="shorter measurements")
-    parser.add_argument("--plot", action="store_true", help="draw the ratios beside the JSON")
+    parser.add_argument("--quick", action="store_true", help="fewer rows, shorter measurements")
     return parser.parse_args()
 
 
+def contenders(row: Row, chosen: Sequence[str] | None) -> list[str]:
+    """Names of what runs in ``row``, in the order of the tables."""
+    if chosen is None:
+        return [name for name in NAMES if name in row.contenders]
+    compiled = {"torch.compile"} if row.kind == "device" else set()
+    wanted = ({own(row)} | set(chosen)) & (set(row.contenders) | compiled)
+    return [name for name in NAMES if name in wanted]
+
+
+def own(row: Row) -> str:
+    return OWN.get(row.table, "qdp.torch")
+
+
 def run_row(
-    row: Row, names: list[str], device: str, limits: dict[str, float], seconds: float
+    row: Row, names: list[str], device: str, limits: Limits, seconds: float
 ) -> dict[str, Any]:
     """Verify and time every contender on one workload."""
     inputs = make_inputs(row, device)
+    reference = expected(row, inputs[-1], device)
     times: dict[str, Any] = {}
     skipped: dict[str, str] = {}
     for name in names:
         try:
-            times[name] = run_contender(name, row, device, inputs, seconds)
+            times[name] = run_contender(name, row, device, inputs, reference, seconds)
         except UnavailableError as reason:
             skipped[name] = str(reason)
-        except Exception as error:  # noqa: BLE001 (a peer that fails is a result, not the end)
-            skipped[name] = f"{type(error).__name__}: {error}"
-            print(f"\n  {name}: {skipped[name]}", file=sys.stderr)
+        except Exception as failure:  # noqa: BLE001 (a peer that fails is a result, not the end)
+            skipped[name] = f"{type(failure).__name__}: {failure}"
+            print(f"\n  {name}: {skipped[name][:300]}", file=sys.stderr)
         print("." if name in times else "-", end="", flush=True)
         gc.collect()
         if device != "cpu":
             torch.cuda.empty_cache()
+    medians = {name: time["median_s"] for name, time in times.items()}
     floor = floor_seconds(row, limits)
     ratios: dict[str, float] = {}
-    if "qdp" in times:
-        own = times["qdp"]["median_s"]
-        ratios = {name: t["median_s"] / own for name, t in times.items() if name != "qdp"}
-        ratios["floor"] = floor / own
+    if own(row) in medians:
+        base = medians[own(row)]
+        ratios = {name: median / base for name, median in medians.items() if name != own(row)}
+        ratios["floor"] = floor / base
+    judged = [judge(line, row, medians, limits) for line in row.lines]
     return {
         "name": row.name,
+        "table": row.table,
         "kind": row.kind,
         "encoding": row.encoding,
         "num_qubits": row.n,
-        "dtype": row.dtype.__name__,
+        "input": str(row.dtype).removeprefix("torch."),
+        "output": str(row.complex_dtype).removeprefix("torch."),
         "states": row.states,
         "input_bytes": row.input_bytes,
         "output_bytes": row.output_bytes,
         "input_buffers": len(inputs),
+        "limit": row.limit,
         "floor_s": floor,
+        "own": own(row),
         "times": times,
         "skipped": skipped,
         "ratios": ratios,
+        "lines": [line for line in judged if line is not None],
     }
 
 
 def run_contender(
-    name: str, row: Row, device: str, inputs: list[Any], seconds: float
+    name: str,
+    row: Row,
+    device: str,
+    inputs: list[Any],
+    reference: torch.Tensor,
+    seconds: float,
 ) -> dict[str, Any]:
     call = build(name, row, device, inputs[0])
-    error = None
+    off = None
     if not (name == "qumat-qdp" and row.kind == "loop"):  # its own benchmark returns no states
         result = call(inputs[-1])
         synchronize(device)
-        error = max_error(row, result, inputs[-1], device)
+        off = error(row, result, reference)
         del result
-        if not error <= row.tolerance:
-            raise ValueError(f"wrong by {error:.2e}, more than {row.tolerance:.0e}")
+        if not off <= tolerance(row):
+            raise ValueError(f"wrong by {off:.2e}, more than {tolerance(row):.0e}")
     timing = measure(call, inputs, device, pipelined=row.pipelined, seconds=seconds)
-    return {**asdict(timing), "max_error": error}
+    return {**asdict(timing), "error": off}
 
 
-def describe(device: str, threads: int) -> dict[str, Any]:
-    """Date, machine and versions, for the record."""
-    versions = {"qdp": qdp.__version__, "python": platform.python_version()}
-    for package in PACKAGES:
-        try:
-            versions[package] = importlib.metadata.version(package)
-        except importlib.metadata.PackageNotFoundError:
-            continue
-    machine: dict[str, Any] = {"name": cpu_name(), "threads": threads}
-    if device != "cpu":
-        properties = torch.cuda.get_device_properties(device)
-        machine |= {
-            "name": properties.name,
-            "host_cpu": cpu_name(),
-            "memory_bytes": properties.total_memory,
-            "multiprocessors": properties.multi_processor_count,
-            "driver": nvidia_driver(),
-            "torch_cuda": torch.version.cuda,
-        }
-    slug = re.sub(r"[^a-z0-9]+", "-", machine["name"].lower()).strip("-")
-    machine["slug"] = slug if device != "cpu" else f"cpu-{slug}-{threads}t"
-    return {
-        "date": datetime.now(UTC).isoformat(timespec="seconds"),
-        "device": machine,
-        "qdp": qdp.device_info(),
-        "versions": versions,
-    }
-
-
-def cpu_name() -> str:
+def save(record: dict[str, Any], folder: Path) -> None:
+    """The record as JSON, and pictures beside it where matplotlib is installed."""
+    folder.mkdir(parents=True, exist_ok=True)
+    stem = f"{record['date'][:10]}-{record['device']['slug']}"
+    path = folder / f"{stem}-peers.json"
+    path.write_text(json.dumps(record, indent=1) + "\n")
+    print(f"\nsaved {path}")
     try:
-        text = Path("/proc/cpuinfo").read_text()
-    except OSError:
-        text = ""
-    match = re.search(r"model name\s*:\s*(.+)", text)
-    return match[1].strip() if match else platform.machine()
-
-
-def nvidia_driver() -> str | None:
-    query = ["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"]
-    try:
-        found = subprocess.run(query, capture_output=True, text=True, check=True)
-    except (OSError, subprocess.CalledProcessError):
-        return None
-    return found.stdout.splitlines()[0].strip()
-
-
-def rate(value: float) -> str:
-    return f"{value / 1e9:.1f} GB/s"
+        for name, plot in [("peers", plot_ratios), ("bulk", plot_bulk)]:
+            if plot(record, folder / f"{stem}-{name}.png"):
+                print(f"saved {folder / f'{stem}-{name}.png'}")
+    except ImportError as missing:
+        print(f"no pictures: {missing}", file=sys.stderr)
 
 
 if __name__ == "__main__":

@@ -1,0 +1,226 @@
+"""The rows of every table, with the lines that they must reach."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import torch
+from _workloads import Line, Row
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+TABLES = ("bulk", "small", "latency", "host", "cpu")
+GPU_TABLES = ("bulk", "small", "latency", "host")
+CPU_TABLES = ("cpu", "latency", "host")
+
+BULK_BYTES = 512 << 20
+CPU_BULK_BYTES = 64 << 20
+BULK_SIZES = (8, 10, 12, 13, 14, 15, 16, 17, 18, 20, 22, 24)
+QUICK_BULK_SIZES = (8, 12, 14, 16, 20, 24)
+#: Where the bulk table has peers beside QDP: they are slow, and large tables take their time.
+PEER_BULK_SIZES = (10, 16, 20)
+
+F16, BF16, F32, F64 = torch.float16, torch.bfloat16, torch.float32, torch.float64
+SHORT = {F16: "f16", BF16: "bf16", F32: "f32", F64: "f64", torch.int64: "i64"}
+SHORT_COMPLEX = {torch.complex64: "c64", torch.complex128: "c128"}
+
+DIAGONAL = ("iqp", "iqp-z", "iqp-embedding", "zz")
+REPS = {"zz": 2, "iqp-embedding": 1}
+
+ALL = ("qdp", "qdp out", "qdp.torch", "qdp.torch out", "qdp plan", "torch", "torch graph")
+PEERS = ("qumat-qdp", "pennylane")
+
+
+def rows_of(table: str, *, quick: bool) -> list[Row]:
+    make = {"bulk": bulk, "small": small, "latency": latency, "host": host, "cpu": cpu}[table]
+    return list(make(quick=quick))
+
+
+def bulk(*, quick: bool) -> Iterator[Row]:
+    """Large batches: states of 512 MiB, as a fraction of what the memory allows."""
+    sizes = QUICK_BULK_SIZES if quick else BULK_SIZES
+    mixes = [(F32, "complex64"), (F64, "complex128")]
+    for dtype, precision in [*mixes, (F16, "complex64"), (BF16, "complex64"), (F64, "complex64")]:
+        yield from _bulk_rows("amplitude", dtype, precision, sizes)
+    for encoding in ("angle", "phase", *DIAGONAL):
+        for dtype, precision in mixes:
+            yield from _bulk_rows(encoding, dtype, precision, sizes)
+    for precision in ("complex64", "complex128"):
+        yield from _bulk_rows("basis", torch.int64, precision, sizes)
+
+
+def _bulk_rows(
+    encoding: str, dtype: torch.dtype, precision: str, sizes: tuple[int, ...]
+) -> Iterator[Row]:
+    for n in sizes:
+        row = Row("", "bulk", "device", encoding, n, dtype, precision, REPS.get(encoding))
+        state_bytes = row.complex_dtype.itemsize << n
+        lines = [_bulk_line(row, contender) for contender in ("qdp.torch out", "qdp.torch")]
+        same_width = (dtype, precision) in [(F32, "complex64"), (F64, "complex128")]
+        peers = encoding not in ("iqp-z", "iqp-embedding") and same_width and n in PEER_BULK_SIZES
+        yield Row(
+            f"bulk-{encoding}-{SHORT[dtype]}-{SHORT_COMPLEX[row.complex_dtype]}-n{n}",
+            "bulk",
+            "device",
+            encoding,
+            n,
+            dtype,
+            precision,
+            REPS.get(encoding),
+            batch=max(1, BULK_BYTES // state_bytes),
+            contenders=("qdp.torch out", "qdp.torch", *(("torch", "qumat-qdp") if peers else ())),
+            lines=tuple(lines),
+            cpu_batch=max(1, CPU_BULK_BYTES // state_bytes),
+        )
+
+
+def _bulk_line(row: Row, contender: str) -> Line:
+    if row.encoding == "amplitude":
+        return Line(contender, "of limit", 0.88)
+    if row.encoding not in DIAGONAL:
+        return Line(contender, "of limit", 0.85)
+    # A block's shared memory holds 2^14 amplitudes of complex64, a cluster's 2^17.
+    larger = int(row.complex_dtype == torch.complex128)
+    if row.n <= 14 - larger:
+        return Line(contender, "of limit", 0.6)
+    if row.n <= 17 - larger:
+        return Line(contender, "of limit", 0.35)
+    return Line(contender, "of one extra pass", 0.85)
+
+
+def small(*, quick: bool) -> Iterator[Row]:
+    """What a call costs: batches of 64 small states, against a bare launch."""
+    lines = (Line("qdp.torch", "launches", 1.6), Line("qdp out", "launches", 1.2))
+    contenders = ("qdp.torch", "qdp out", "qdp plan", "qdp plan out", "qdp", "qdp.torch out")
+    for encoding in ("amplitude", "angle", "iqp"):
+        for dtype in (F32, F64):
+            for n in (4, 10) if quick else (2, 4, 6, 8, 10):
+                yield Row(
+                    f"small-{encoding}-{SHORT[dtype]}-n{n}",
+                    "small",
+                    "device",
+                    encoding,
+                    n,
+                    dtype,
+                    contenders=(*contenders, "torch", "torch graph", "qumat-qdp"),
+                    lines=lines,
+                )
+
+
+def latency(*, quick: bool) -> Iterator[Row]:
+    """Batches of 64 that lie on the device, QDP beside its peers."""
+    # encoding, qubits, input, microseconds that it may take, whether torch.compile joins in
+    cases: list[tuple[str, int, torch.dtype, float | None, bool]] = [
+        ("amplitude", 10, F32, None, False),
+        ("amplitude", 16, F32, None, False),
+        ("amplitude", 16, F64, 32, True),
+        ("amplitude", 20, F64, None, False),
+        ("angle", 8, F64, None, False),
+        ("angle", 16, F64, 20, True),
+        ("phase", 16, F64, None, False),
+        ("basis", 16, torch.int64, None, False),
+        ("iqp", 12, F64, 12, False),
+        ("iqp", 16, F64, 60, True),
+        ("iqp-z", 16, F64, None, False),
+        ("iqp-embedding", 12, F64, None, False),
+        ("zz", 16, F64, 130, False),
+    ]
+    for encoding, n, dtype, microseconds, compiled in cases:
+        gates = encoding in DIAGONAL and n == 16  # hundreds of them, each a pass over all states
+        yield Row(
+            f"{encoding}-device-{SHORT[dtype]}-n{n}",
+            "latency",
+            "device",
+            encoding,
+            n,
+            dtype,
+            reps=REPS.get(encoding),
+            contenders=(
+                *ALL,
+                *(("torch.compile",) if compiled and not quick else ()),
+                *(PEERS[:1] if gates and quick else PEERS),
+            ),
+            lines=() if microseconds is None else (Line("qdp.torch", "us", microseconds),),
+            cpu_batch=8 if n == 20 or gates else None,
+        )
+    yield Row(
+        "amplitude-device-f64-n16-b1024",
+        "latency",
+        "device",
+        "amplitude",
+        16,
+        batch=1024,
+        contenders=(*ALL, *PEERS),
+        cpu_batch=256,
+    )
+
+
+def host(*, quick: bool) -> Iterator[Row]:
+    """Input that lies in the host's memory."""
+    contenders = ("qdp", "torch", *(("qumat-qdp",) if quick else PEERS))
+    for name, kind in [("", "host"), ("-sum", "host-sum")]:
+        yield Row(
+            f"amplitude-host-f64-n16{name}",
+            "host",
+            kind,  # type: ignore[arg-type]
+            "amplitude",
+            16,
+            contenders=contenders,
+        )
+    for n in (8, 10):
+        for name, kind in [("", "requests"), ("-stack", "stack")]:
+            yield Row(
+                f"requests-n{n}{name}",
+                "host",
+                kind,  # type: ignore[arg-type]
+                "amplitude",
+                n,
+                batch=1,
+                count=2048,
+                contenders=contenders,
+            )
+    yield Row(
+        "loop-host-f32-n16",
+        "host",
+        "loop",
+        "amplitude",
+        16,
+        F32,
+        count=200,
+        cpu_count=20,
+        contenders=contenders,
+    )
+
+
+def cpu(*, quick: bool) -> Iterator[Row]:
+    """The CPU backend beside torch on as many threads, and what one small call costs."""
+    speedup = {"amplitude": 2.0, "angle": 5.0, "iqp": 5.0}
+    for encoding in ("amplitude", "angle", "phase", "iqp", "zz"):
+        for dtype in (F32, F64):
+            for n in (4, 10, 16) if quick else (4, 6, 8, 10, 12, 14, 16, 18, 20):
+                lined = encoding in speedup and (encoding != "amplitude" or n >= 10)
+                yield Row(
+                    f"cpu-{encoding}-{SHORT[dtype]}-n{n}",
+                    "cpu",
+                    "device",
+                    encoding,
+                    n,
+                    dtype,
+                    reps=REPS.get(encoding),
+                    batch=min(64, max(1, CPU_BULK_BYTES // (2 * dtype.itemsize << n))),
+                    contenders=("qdp.torch", "qdp.torch out", "torch"),
+                    lines=(Line("qdp.torch", "x torch", speedup[encoding]),) if lined else (),
+                )
+    for encoding in ("amplitude", "angle", "iqp"):
+        for n in (2, 4, 6):
+            yield Row(
+                f"call-{encoding}-f64-n{n}",
+                "cpu",
+                "device",
+                encoding,
+                n,
+                batch=1,
+                contenders=("qdp.torch", "qdp plan", "qdp out", "qdp", "torch"),
+                lines=(Line("qdp.torch", "us", 3), Line("qdp", "us", 3)),
+            )
