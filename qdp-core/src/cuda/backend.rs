@@ -276,7 +276,7 @@ impl CudaBackend {
         stream: RawStream,
     ) -> Result<()> {
         let prepared = self.prepare(plan)?;
-        let needed = self.kernels.workspace(plan.form(), plan.precision(), &args);
+        let needed = self.kernels.workspace(plan, &args);
         let workspace = match needed.bytes {
             0 => None,
             bytes if captured => {
@@ -298,7 +298,7 @@ impl CudaBackend {
         // SAFETY: the caller describes valid input and output; record, flags, multiplicity and
         // workspace are the backend's, which outlives its enqueued work: its drop waits for its
         // own stream and the board's slots, and captured encodes keep it for good.
-        unsafe { self.kernels.enqueue(plan.form(), plan.precision(), args, held, to)? };
+        unsafe { self.kernels.enqueue(plan, args, held, to)? };
         if captured {
             CAPTURED.lock().push(Captured {
                 _backend: Arc::clone(self),

@@ -4,14 +4,15 @@ mod amplitude;
 mod args;
 mod basis;
 mod diagonal;
+mod gather;
 mod product;
 
 pub(super) use args::CommonArgs;
 
 use super::{Context, Function, LaunchOptions, Module, RawStream, launch_with};
-use crate::element::Precision;
 use crate::encoding::Form;
 use crate::error::{Error, Result, Unavailable};
+use crate::plan::EncodePlan;
 use std::ffi::CString;
 use std::sync::Arc;
 
@@ -21,6 +22,7 @@ pub(super) struct Kernels {
     basis: basis::Kernels,
     product: product::Kernels,
     diagonal: diagonal::Kernels,
+    gather: gather::Kernels,
 }
 
 /// Device memory that an encode needs beside input and output.
@@ -51,22 +53,23 @@ impl Kernels {
             basis: basis::Kernels::load(&loader)?,
             product: product::Kernels::load(&loader)?,
             diagonal: diagonal::Kernels::load(&loader)?,
+            gather: gather::Kernels::load(&loader)?,
         })
     }
 
-    pub(super) fn workspace(
-        &self,
-        form: &Form,
-        precision: Precision,
-        args: &CommonArgs,
-    ) -> Workspace {
-        match form {
-            Form::Amplitude => self.amplitude.workspace(precision, args),
+    pub(super) fn workspace(&self, plan: &EncodePlan, args: &CommonArgs) -> Workspace {
+        match plan.form() {
+            Form::Amplitude => {
+                let own = self.amplitude.workspace(plan.precision(), args);
+                let rows = gather::Kernels::bytes(args, plan.dtype());
+                let bytes = if rows == 0 { own.bytes } else { rows_offset(own) + rows };
+                Workspace { bytes, ..own }
+            }
             _ => Workspace::default(),
         }
     }
 
-    /// Enqueues the launches that evaluate `form`.
+    /// Enqueues the launches that evaluate the plan's form.
     ///
     /// # Safety
     ///
@@ -74,16 +77,23 @@ impl Kernels {
     /// describes and for what [`Kernels::workspace`] asked for, in the order of `stream`.
     pub(super) unsafe fn enqueue(
         &self,
-        form: &Form,
-        precision: Precision,
-        args: CommonArgs,
+        plan: &EncodePlan,
+        mut args: CommonArgs,
         held: Held,
         stream: LaunchStream,
     ) -> Result<()> {
+        let precision = plan.precision();
         // SAFETY: passed on to the caller.
         unsafe {
-            match form {
-                Form::Amplitude => self.amplitude.enqueue(precision, args, held.workspace, stream),
+            match plan.form() {
+                Form::Amplitude => {
+                    if gather::Kernels::bytes(&args, plan.dtype()) > 0 {
+                        let own = self.amplitude.workspace(precision, &args);
+                        let rows = held.workspace + rows_offset(own) as u64;
+                        args = self.gather.enqueue(args, plan.dtype(), rows, stream)?;
+                    }
+                    self.amplitude.enqueue(precision, args, held.workspace, stream)
+                }
                 Form::Basis => self.basis.enqueue(precision, args, stream),
                 Form::Product(product) => self.product.enqueue(product, precision, args, stream),
                 Form::Diagonal(diagonal) => {
@@ -92,6 +102,11 @@ impl Kernels {
             }
         }
     }
+}
+
+/// Where gathered rows lie in the workspace: behind the encode's own, as aligned as an allocation.
+fn rows_offset(own: Workspace) -> usize {
+    own.bytes.next_multiple_of(256)
 }
 
 /// Finds kernels by name.
