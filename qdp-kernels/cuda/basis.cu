@@ -1,31 +1,56 @@
 // Basis encoding by index: one-hot.
 
 #include "common.cuh"
+#include "store.cuh"
 
 namespace qdp {
 
 struct BasisArgs : Args {
-    uint64_t chunk;  // amplitudes per block
+    uint32_t rows;        // of a block
+    uint32_t chunk_bits;  // a block writes 2^chunk_bits amplitudes of each
 };
 
+constexpr uint64_t INVALID = ~uint64_t(0);
+
+// The index that a row names, or INVALID.
+__device__ inline uint64_t checked_index(const BasisArgs& args, uint64_t row, bool reports) {
+    const double value = load_feature(args, row, 0);
+    const double dim = static_cast<double>(uint64_t(1) << args.num_qubits);
+    if (value >= 0.0 && value < dim && value == trunc(value)) return static_cast<uint64_t>(value);
+    if (reports) report(args, row, 0, isfinite(value) ? BASIS_INDEX : reason_not_finite(value));
+    return INVALID;
+}
+
+// A block has shared memory for an index per row.
 template <class R>
 __device__ void basis(const BasisArgs& args) {
-    const uint64_t dim = uint64_t(1) << args.num_qubits;
-    const uint64_t chunks = dim / args.chunk;
-    for (uint64_t part = blockIdx.x; part < args.batch * chunks; part += gridDim.x) {
-        const uint64_t row = part / chunks, begin = part % chunks * args.chunk;
-        const double value = load_feature(args, row, 0);
-        const bool valid = value >= 0.0 && value < static_cast<double>(dim) && value == trunc(value);
-        if (!valid && begin == 0 && threadIdx.x == 0) {
-            report(args, row, 0, isfinite(value) ? BASIS_INDEX : reason_not_finite(value));
+    extern __shared__ uint64_t indices[];
+    const uint32_t chunks_bits = args.num_qubits - args.chunk_bits;
+    const uint32_t columns_bits = args.chunk_bits - WIDE_BITS<R>;
+    const uint64_t parts = (args.batch + args.rows - 1) / args.rows << chunks_bits;
+    for (uint64_t part = blockIdx.x; part < parts; part += gridDim.x) {
+        const uint64_t first_row = (part >> chunks_bits) * args.rows;
+        const uint64_t chunk = part & ((uint64_t(1) << chunks_bits) - 1);
+        const uint32_t rows = min(uint64_t(args.rows), args.batch - first_row);
+        for (uint32_t row = threadIdx.x; row < rows; row += blockDim.x) {
+            indices[row] = checked_index(args, first_row + row, chunk == 0);
         }
-        const uint64_t index = valid ? static_cast<uint64_t>(value) : 0;
-        const Complex<R> elsewhere = valid ? Complex<R>{R(0), R(0)} : not_a_number<R>();
-        const Complex<R> one = valid ? Complex<R>{R(1), R(0)} : not_a_number<R>();
-        Complex<R>* out = output_row<R>(args, row);
-        for (uint64_t i = begin + threadIdx.x; i < begin + args.chunk; i += blockDim.x) {
-            out[i] = i == index ? one : elsewhere;
+        __syncthreads();
+#pragma unroll 4
+        for (uint32_t i = threadIdx.x; i < rows << columns_bits; i += blockDim.x) {
+            const uint32_t row = i >> columns_bits;
+            const uint64_t column =
+                (chunk << args.chunk_bits) +
+                ((i & ((1u << columns_bits) - 1)) << WIDE_BITS<R>);
+            Complex<R>* const out = output_row<R>(args, first_row + row) + column;
+            Complex<R> z[1 << WIDE_BITS<R>];
+            for (uint32_t j = 0; j < 1 << WIDE_BITS<R>; ++j) {
+                z[j] = indices[row] == INVALID ? not_a_number<R>()
+                                               : Complex<R>{R(indices[row] == column + j), R(0)};
+            }
+            store(out, z, is_wide(out));
         }
+        __syncthreads();
     }
 }
 

@@ -1,11 +1,13 @@
 // Product states: every encoding that entangles nothing (angle, phase, basis by bits, iqp-z, zz
 // and iqp-embedding without pairs).
 //
-// A chunk of a row is the outer product of a table over its lower bits and one over its upper
-// bits, times one number for the bits above the chunk: 2n sines and cosines per chunk and one
-// complex product per amplitude.
+// A block writes whole rows, or a chunk of one: the outer product of a table over the chunk's lower
+// bits and one over its upper bits and those above the chunk. That is 2n sines and cosines per row
+// and chunk and one complex product per amplitude; a thread keeps its lower bits, so it reads its
+// entries of the lower table once.
 
 #include "common.cuh"
+#include "store.cuh"
 
 namespace qdp {
 
@@ -16,10 +18,9 @@ struct ProductArgs : Args {
     uint32_t reps;
     uint32_t big_endian;
     uint32_t final_hadamard;
+    uint32_t rows;        // of a block
+    uint32_t chunk_bits;  // a block writes 2^chunk_bits amplitudes of each
 };
-
-constexpr uint32_t MAX_QUBITS = 50;
-constexpr uint32_t TABLE_BITS = 6;  // of each table: a chunk has at most 2^12 amplitudes
 
 // Mirrored by `factor_kind` in qdp-core/src/cuda/kernels/product.rs.
 enum FactorKind : uint32_t { ROTATION_X, ROTATION_Y, ROTATION_Z, LAYERS, BIT };
@@ -73,50 +74,81 @@ __device__ inline Complex<double> pick(const Factor* factors, uint32_t from, uin
     return product;
 }
 
+// The factor of a feature. That of a bad one makes every amplitude of its row NaN.
+__device__ inline Factor checked_factor(const ProductArgs& args, uint64_t row, uint32_t feature,
+                                        bool reports) {
+    const double x = load_feature(args, row, feature);
+    uint32_t reason = 0;
+    if (!isfinite(x)) {
+        reason = reason_not_finite(x);
+    } else if (args.kind == BIT && x != 0.0 && x != 1.0) {
+        reason = BASIS_BIT;
+    }
+    if (reason == 0) return factor(args, x);
+    if (reports) report(args, row, feature, reason);
+    return {not_a_number<double>(), not_a_number<double>()};
+}
+
+// A block has 2^k threads, at least as many as there are wide stores in the lower table of a row,
+// and shared memory for `rows` rows of factors and tables.
 template <class R>
 __device__ void product(const ProductArgs& args) {
-    __shared__ Factor factors[MAX_QUBITS];
-    __shared__ Complex<R> low[1 << TABLE_BITS], high[1 << TABLE_BITS];
-    __shared__ int bad;
-
+    extern __shared__ Factor factors[];  // [row][bit], then the tables
     const uint32_t n = args.num_qubits;
-    const uint32_t chunk_bits = min(n, 2 * TABLE_BITS);
-    const uint32_t low_bits = chunk_bits / 2;
-    const uint64_t chunks = uint64_t(1) << (n - chunk_bits);
-    for (uint64_t part = blockIdx.x; part < args.batch * chunks; part += gridDim.x) {
-        const uint64_t row = part / chunks, chunk = part % chunks;
-        if (threadIdx.x == 0) bad = 0;
-        __syncthreads();
-        for (uint32_t bit = threadIdx.x; bit < n; bit += blockDim.x) {
+    const uint32_t low_bits = (args.chunk_bits + 1) / 2, high_bits = args.chunk_bits / 2;
+    auto* const low = reinterpret_cast<Complex<R>*>(factors + args.rows * n);  // [row][bits]
+    auto* const high = low + (args.rows << low_bits);
+
+    // From the lowest, a thread's index is that of its wide store in the lower table, of its first
+    // entry of the upper table, and of its first row.
+    const uint32_t column_bits = low_bits - WIDE_BITS<R>;
+    const uint32_t slot_bits = 31 - __clz(blockDim.x) - column_bits;
+    const uint32_t upper_bits = min(slot_bits, high_bits);
+    const uint32_t column = threadIdx.x & ((1u << column_bits) - 1);
+    const uint32_t slot = threadIdx.x >> column_bits;
+
+    const uint32_t chunks_bits = n - args.chunk_bits;
+    const uint64_t parts = (args.batch + args.rows - 1) / args.rows << chunks_bits;
+    for (uint64_t part = blockIdx.x; part < parts; part += gridDim.x) {
+        const uint64_t first_row = (part >> chunks_bits) * args.rows;
+        const uint64_t chunk = part & ((uint64_t(1) << chunks_bits) - 1);
+        const uint32_t rows = min(uint64_t(args.rows), args.batch - first_row);
+
+        for (uint32_t i = threadIdx.x; i < rows * n; i += blockDim.x) {
+            const uint32_t bit = i % n;
             const uint32_t feature = args.big_endian ? n - 1 - bit : bit;
-            const double x = load_feature(args, row, feature);
-            uint32_t reason = 0;
-            if (!isfinite(x)) {
-                reason = reason_not_finite(x);
-            } else if (args.kind == BIT && x != 0.0 && x != 1.0) {
-                reason = BASIS_BIT;
-            }
-            if (reason) {
-                bad = 1;
-                if (chunk == 0) report(args, row, feature, reason);
-            }
-            factors[bit] = factor(args, x);
+            factors[i] = checked_factor(args, first_row + i / n, feature, chunk == 0);
         }
         __syncthreads();
-        const uint32_t low_size = 1u << low_bits, high_size = 1u << (chunk_bits - low_bits);
+        const uint32_t low_size = rows << low_bits, high_size = rows << high_bits;
         for (uint32_t i = threadIdx.x; i < low_size + high_size; i += blockDim.x) {
             if (i < low_size) {
-                low[i] = round_to<R>(pick(factors, 0, low_bits, i));
+                low[i] = round_to<R>(pick(factors + (i >> low_bits) * n, 0, low_bits, i));
             } else {
-                const Complex<double> above = pick(factors, chunk_bits, n, chunk);
-                const Complex<double> upper = pick(factors, low_bits, chunk_bits, i - low_size);
-                high[i - low_size] = round_to<R>(upper * above);
+                const uint32_t j = i - low_size;
+                const Factor* const of_row = factors + (j >> high_bits) * n;
+                high[j] = round_to<R>(pick(of_row, low_bits, args.chunk_bits, j) *
+                                      pick(of_row, args.chunk_bits, n, chunk));
             }
         }
         __syncthreads();
-        Complex<R>* out = output_row<R>(args, row) + (chunk << chunk_bits);
-        for (uint32_t i = threadIdx.x; i < 1u << chunk_bits; i += blockDim.x) {
-            out[i] = bad ? not_a_number<R>() : low[i & (low_size - 1)] * high[i >> low_bits];
+        for (uint32_t row = slot >> upper_bits; row < rows;
+             row += 1u << (slot_bits - upper_bits)) {
+            Complex<R> lower[1 << WIDE_BITS<R>];
+            for (uint32_t i = 0; i < 1 << WIDE_BITS<R>; ++i) {
+                lower[i] = low[(row << low_bits) + (column << WIDE_BITS<R>) + i];
+            }
+            const Complex<R>* const upper = high + (row << high_bits);
+            Complex<R>* const out = output_row<R>(args, first_row + row) +
+                                    (chunk << args.chunk_bits) + (column << WIDE_BITS<R>);
+            const bool wide = is_wide(out);
+#pragma unroll 4
+            for (uint32_t i = slot & ((1u << upper_bits) - 1); i < 1u << high_bits;
+                 i += 1u << upper_bits) {
+                Complex<R> z[1 << WIDE_BITS<R>];
+                for (uint32_t j = 0; j < 1 << WIDE_BITS<R>; ++j) z[j] = lower[j] * upper[i];
+                store(out + (i << low_bits), z, wide);
+            }
         }
         __syncthreads();
     }

@@ -1,0 +1,38 @@
+// Stores of 16 bytes: the widest, and the fewest for the bytes.
+#pragma once
+
+#include "common.cuh"
+
+namespace qdp {
+
+// A store takes 2^WIDE_BITS amplitudes.
+template <class R>
+constexpr uint32_t WIDE_BITS = sizeof(R) == 4 ? 1 : 0;
+
+// Whether wide stores may go there: a caller's own memory is aligned to 8 bytes only.
+template <class R>
+__device__ __forceinline__ bool is_wide(const Complex<R>* out) {
+    return reinterpret_cast<uintptr_t>(out) % 16 == 0;
+}
+
+__device__ __forceinline__ void store(Complex<float>* out, const Complex<float> (&z)[2],
+                                      bool wide) {
+    if (wide) {
+        *reinterpret_cast<float4*>(out) = make_float4(z[0].re, z[0].im, z[1].re, z[1].im);
+    } else {
+        out[0] = z[0];
+        out[1] = z[1];
+    }
+}
+__device__ __forceinline__ void store(Complex<double>* out, const Complex<double> (&z)[1],
+                                      bool wide) {
+    double* const parts = reinterpret_cast<double*>(out);
+    if (wide) {
+        *reinterpret_cast<double2*>(parts) = make_double2(z[0].re, z[0].im);
+    } else {
+        parts[0] = z[0].re;
+        parts[1] = z[0].im;
+    }
+}
+
+}  // namespace qdp
