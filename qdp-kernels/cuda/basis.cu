@@ -21,12 +21,28 @@ __device__ inline uint64_t checked_index(const BasisArgs& args, uint64_t row, bo
     return INVALID;
 }
 
+// Writes the wide stores at `begin`, `begin + step`, ... of a row.
+template <bool WIDE, class R>
+__device__ __forceinline__ void write_one_hot(Complex<R>* out, uint64_t begin, uint64_t end,
+                                              uint32_t step, uint64_t index) {
+    const R other = index == INVALID ? not_a_number<R>().re : R(0);
+#pragma unroll 4
+    for (uint64_t i = begin; i < end; i += step) {
+        Complex<R> z[1 << WIDE_BITS<R>];
+        for (uint32_t j = 0; j < 1 << WIDE_BITS<R>; ++j) {
+            z[j] = {i + j == index ? R(1) : other, other};
+        }
+        store<WIDE>(out + i, z);
+    }
+}
+
 // A block has shared memory for an index per row.
 template <class R>
 __device__ void basis(const BasisArgs& args) {
     extern __shared__ uint64_t indices[];
     const uint32_t chunks_bits = args.num_qubits - args.chunk_bits;
-    const uint32_t columns_bits = args.chunk_bits - WIDE_BITS<R>;
+    const uint32_t column_bits = args.chunk_bits - WIDE_BITS<R>;
+    const uint32_t thread_bits = min(uint32_t(31 - __clz(blockDim.x)), column_bits);
     const uint64_t parts = (args.batch + args.rows - 1) / args.rows << chunks_bits;
     for (uint64_t part = blockIdx.x; part < parts; part += gridDim.x) {
         const uint64_t first_row = (part >> chunks_bits) * args.rows;
@@ -36,19 +52,19 @@ __device__ void basis(const BasisArgs& args) {
             indices[row] = checked_index(args, first_row + row, chunk == 0);
         }
         __syncthreads();
-#pragma unroll 4
-        for (uint32_t i = threadIdx.x; i < rows << columns_bits; i += blockDim.x) {
-            const uint32_t row = i >> columns_bits;
-            const uint64_t column =
-                (chunk << args.chunk_bits) +
-                ((i & ((1u << columns_bits) - 1)) << WIDE_BITS<R>);
-            Complex<R>* const out = output_row<R>(args, first_row + row) + column;
-            Complex<R> z[1 << WIDE_BITS<R>];
-            for (uint32_t j = 0; j < 1 << WIDE_BITS<R>; ++j) {
-                z[j] = indices[row] == INVALID ? not_a_number<R>()
-                                               : Complex<R>{R(indices[row] == column + j), R(0)};
+        for (uint32_t row = threadIdx.x >> thread_bits; row < rows;
+             row += blockDim.x >> thread_bits) {
+            const uint64_t index = indices[row];
+            const uint32_t column = threadIdx.x & ((1u << thread_bits) - 1);
+            const uint64_t begin = (chunk << args.chunk_bits) + (column << WIDE_BITS<R>);
+            const uint64_t end = (chunk + 1) << args.chunk_bits;
+            const uint32_t step = 1u << (thread_bits + WIDE_BITS<R>);
+            Complex<R>* const out = output_row<R>(args, first_row + row);
+            if (is_wide(out)) {
+                write_one_hot<true>(out, begin, end, step, index);
+            } else {
+                write_one_hot<false>(out, begin, end, step, index);
             }
-            store(out, z, is_wide(out));
         }
         __syncthreads();
     }

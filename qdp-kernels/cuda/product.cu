@@ -32,20 +32,15 @@ struct Factor {
 // The single-qubit state of feature x; the formulas are in qdp-core/src/encoding/product.rs.
 __device__ inline Factor factor(const ProductArgs& args, double x) {
     double sin, cos;
+    sincos(args.scale * x, &sin, &cos);
     switch (args.kind) {
-        case ROTATION_X:
-            sincos(args.scale * x, &sin, &cos);
-            return {{cos, 0.0}, {0.0, -sin}};
-        case ROTATION_Y:
-            sincos(args.scale * x, &sin, &cos);
-            return {{cos, 0.0}, {sin, 0.0}};
-        case ROTATION_Z:
-            sincos(args.scale * x, &sin, &cos);
-            return {{cos, -sin}, {0.0, 0.0}};
+        case ROTATION_X: return {{cos, 0.0}, {0.0, -sin}};
+        case ROTATION_Y: return {{cos, 0.0}, {sin, 0.0}};
+        case ROTATION_Z: return {{cos, -sin}, {0.0, 0.0}};
         case LAYERS: {
             const double h = 0.70710678118654752440;
-            Complex<double> phase, common;
-            sincos(args.scale * x, &phase.im, &phase.re);
+            const Complex<double> phase = {cos, sin};
+            Complex<double> common;
             sincos(args.global * x, &common.im, &common.re);
             Complex<double> a = {1.0, 0.0}, b = {0.0, 0.0};
             for (uint32_t rep = 0; rep < args.reps; ++rep) {
@@ -64,14 +59,20 @@ __device__ inline Factor factor(const ProductArgs& args, double x) {
     }
 }
 
-// Product of the factors of bits [from, to), picked by the bits of `index`.
-__device__ inline Complex<double> pick(const Factor* factors, uint32_t from, uint32_t to,
-                                       uint64_t index) {
-    Complex<double> product = {1.0, 0.0};
-    for (uint32_t bit = from; bit < to; ++bit) {
-        product = product * (index >> (bit - from) & 1 ? factors[bit].one : factors[bit].zero);
+// `product` times the factors of bits [from, to), picked by the bits of `index`.
+__device__ inline Complex<double> pick(Complex<double> product, const Factor* factors,
+                                       uint32_t from, uint32_t to, uint64_t index) {
+#pragma unroll 4
+    for (uint32_t bit = from; bit < to; ++bit, index >>= 1) {
+        product = product * (index & 1 ? factors[bit].one : factors[bit].zero);
     }
     return product;
+}
+// The product of at least one such factor.
+__device__ inline Complex<double> pick(const Factor* factors, uint32_t from, uint32_t to,
+                                       uint64_t index) {
+    const Complex<double> first = index & 1 ? factors[from].one : factors[from].zero;
+    return pick(first, factors, from + 1, to, index >> 1);
 }
 
 // The factor of a feature. That of a bad one makes every amplitude of its row NaN.
@@ -89,6 +90,19 @@ __device__ inline Factor checked_factor(const ProductArgs& args, uint64_t row, u
     return {not_a_number<double>(), not_a_number<double>()};
 }
 
+// Writes `lower` times each of `count` entries of `upper`, `step` apart, to `out`, `stride`
+// amplitudes apart.
+template <bool WIDE, class R, uint32_t N>
+__device__ __forceinline__ void write(Complex<R>* out, uint32_t stride, const Complex<R> (&lower)[N],
+                                      const Complex<R>* upper, uint32_t count, uint32_t step) {
+#pragma unroll 4
+    for (uint32_t i = 0; i < count; ++i, out += stride, upper += step) {
+        Complex<R> z[N];
+        for (uint32_t j = 0; j < N; ++j) z[j] = lower[j] * *upper;
+        store<WIDE>(out, z);
+    }
+}
+
 // A block has 2^k threads, at least as many as there are wide stores in the lower table of a row,
 // and shared memory for `rows` rows of factors and tables.
 template <class R>
@@ -99,11 +113,13 @@ __device__ void product(const ProductArgs& args) {
     auto* const low = reinterpret_cast<Complex<R>*>(factors + args.rows * n);  // [row][bits]
     auto* const high = low + (args.rows << low_bits);
 
-    // From the lowest, a thread's index is that of its wide store in the lower table, of its first
-    // entry of the upper table, and of its first row.
+    // The bits of a thread's index, from the lowest: its wide store of the lower table, its first
+    // entry of the upper table, its first row. Rows come after what makes a warp's stores adjoin,
+    // so that a thread reads its entries of the lower table for several stores.
     const uint32_t column_bits = low_bits - WIDE_BITS<R>;
-    const uint32_t slot_bits = 31 - __clz(blockDim.x) - column_bits;
-    const uint32_t upper_bits = min(slot_bits, high_bits);
+    const uint32_t slot_bits = (31 - __clz(blockDim.x)) - column_bits;
+    const uint32_t row_bits = min(uint32_t(31 - __clz(args.rows)), slot_bits - min(slot_bits, column_bits < 5 ? 5 - column_bits : 0));
+    const uint32_t upper_bits = min(slot_bits - row_bits, high_bits);
     const uint32_t column = threadIdx.x & ((1u << column_bits) - 1);
     const uint32_t slot = threadIdx.x >> column_bits;
 
@@ -127,8 +143,8 @@ __device__ void product(const ProductArgs& args) {
             } else {
                 const uint32_t j = i - low_size;
                 const Factor* const of_row = factors + (j >> high_bits) * n;
-                high[j] = round_to<R>(pick(of_row, low_bits, args.chunk_bits, j) *
-                                      pick(of_row, args.chunk_bits, n, chunk));
+                const uint64_t above = chunk << high_bits | (j & ((1u << high_bits) - 1));
+                high[j] = round_to<R>(pick({1.0, 0.0}, of_row, low_bits, n, above));
             }
         }
         __syncthreads();
@@ -138,16 +154,16 @@ __device__ void product(const ProductArgs& args) {
             for (uint32_t i = 0; i < 1 << WIDE_BITS<R>; ++i) {
                 lower[i] = low[(row << low_bits) + (column << WIDE_BITS<R>) + i];
             }
-            const Complex<R>* const upper = high + (row << high_bits);
+            const uint32_t first = slot & ((1u << upper_bits) - 1);
+            const Complex<R>* const upper = high + (row << high_bits) + first;
             Complex<R>* const out = output_row<R>(args, first_row + row) +
-                                    (chunk << args.chunk_bits) + (column << WIDE_BITS<R>);
-            const bool wide = is_wide(out);
-#pragma unroll 4
-            for (uint32_t i = slot & ((1u << upper_bits) - 1); i < 1u << high_bits;
-                 i += 1u << upper_bits) {
-                Complex<R> z[1 << WIDE_BITS<R>];
-                for (uint32_t j = 0; j < 1 << WIDE_BITS<R>; ++j) z[j] = lower[j] * upper[i];
-                store(out + (i << low_bits), z, wide);
+                                    (chunk << args.chunk_bits) + (first << low_bits) +
+                                    (column << WIDE_BITS<R>);
+            const uint32_t count = 1u << (high_bits - upper_bits), stride = 1u << (low_bits + upper_bits);
+            if (is_wide(out)) {
+                write<true>(out, stride, lower, upper, count, 1u << upper_bits);
+            } else {
+                write<false>(out, stride, lower, upper, count, 1u << upper_bits);
             }
         }
         __syncthreads();
