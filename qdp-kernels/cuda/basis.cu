@@ -1,19 +1,14 @@
 // Basis encoding by index: one-hot.
 
 #include "common.cuh"
-#include "store.cuh"
+#include "tile.cuh"
 
 namespace qdp {
-
-struct BasisArgs : Args {
-    uint32_t rows;        // of a block
-    uint32_t chunk_bits;  // a block writes 2^chunk_bits amplitudes of each
-};
 
 constexpr uint64_t INVALID = ~uint64_t(0);
 
 // The index that a row names, or INVALID.
-__device__ inline uint64_t checked_index(const BasisArgs& args, uint64_t row, bool reports) {
+__device__ inline uint64_t checked_index(const TileArgs& args, uint64_t row, bool reports) {
     const double value = load_feature(args, row, 0);
     const double dim = static_cast<double>(uint64_t(1) << args.num_qubits);
     if (value >= 0.0 && value < dim && value == trunc(value)) return static_cast<uint64_t>(value);
@@ -36,29 +31,25 @@ __device__ __forceinline__ void write_one_hot(Complex<R>* out, uint64_t begin, u
     }
 }
 
-// A block has shared memory for an index per row.
+// A block has 2^k threads and shared memory for an index per row.
 template <class R>
-__device__ void basis(const BasisArgs& args) {
+__device__ void basis(const TileArgs& args) {
     extern __shared__ uint64_t indices[];
-    const uint32_t chunks_bits = args.num_qubits - args.chunk_bits;
     const uint32_t column_bits = args.chunk_bits - WIDE_BITS<R>;
-    const uint32_t thread_bits = min(uint32_t(31 - __clz(blockDim.x)), column_bits);
-    const uint64_t parts = (args.batch + args.rows - 1) / args.rows << chunks_bits;
-    for (uint64_t part = blockIdx.x; part < parts; part += gridDim.x) {
-        const uint64_t first_row = (part >> chunks_bits) * args.rows;
-        const uint64_t chunk = part & ((uint64_t(1) << chunks_bits) - 1);
-        const uint32_t rows = min(uint64_t(args.rows), args.batch - first_row);
+    const uint32_t thread_bits = min(log2_floor(blockDim.x), column_bits);
+    for (uint64_t part = blockIdx.x; part < tile_count(args); part += gridDim.x) {
+        const auto [first_row, chunk, rows] = tile_at(args, part);
         for (uint32_t row = threadIdx.x; row < rows; row += blockDim.x) {
             indices[row] = checked_index(args, first_row + row, chunk == 0);
         }
         __syncthreads();
-        for (uint32_t row = threadIdx.x >> thread_bits; row < rows;
-             row += blockDim.x >> thread_bits) {
+        const uint32_t column = threadIdx.x & ((1u << thread_bits) - 1);
+        const uint64_t begin = (chunk << args.chunk_bits) + (column << WIDE_BITS<R>);
+        const uint64_t end = (chunk + 1) << args.chunk_bits;
+        const uint32_t step = 1u << (thread_bits + WIDE_BITS<R>);
+        const uint32_t row_step = blockDim.x >> thread_bits;
+        for (uint32_t row = threadIdx.x >> thread_bits; row < rows; row += row_step) {
             const uint64_t index = indices[row];
-            const uint32_t column = threadIdx.x & ((1u << thread_bits) - 1);
-            const uint64_t begin = (chunk << args.chunk_bits) + (column << WIDE_BITS<R>);
-            const uint64_t end = (chunk + 1) << args.chunk_bits;
-            const uint32_t step = 1u << (thread_bits + WIDE_BITS<R>);
             Complex<R>* const out = output_row<R>(args, first_row + row);
             if (is_wide(out)) {
                 write_one_hot<true>(out, begin, end, step, index);
@@ -72,13 +63,13 @@ __device__ void basis(const BasisArgs& args) {
 
 }  // namespace qdp
 
-extern "C" __global__ void __launch_bounds__(256)
-    qdp_basis_c64(const __grid_constant__ qdp::BasisArgs args) {
+extern "C" __global__ void __launch_bounds__(128)
+    qdp_basis_c64(const __grid_constant__ qdp::TileArgs args) {
     qdp::wait_for_previous();
     qdp::basis<float>(args);
 }
-extern "C" __global__ void __launch_bounds__(256)
-    qdp_basis_c128(const __grid_constant__ qdp::BasisArgs args) {
+extern "C" __global__ void __launch_bounds__(128)
+    qdp_basis_c128(const __grid_constant__ qdp::TileArgs args) {
     qdp::wait_for_previous();
     qdp::basis<double>(args);
 }

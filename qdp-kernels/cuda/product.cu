@@ -1,25 +1,22 @@
 // Product states: every encoding that entangles nothing (angle, phase, basis by bits, iqp-z, zz
 // and iqp-embedding without pairs).
 //
-// A block writes whole rows, or a chunk of one: the outer product of a table over the chunk's lower
+// A block writes some rows, or a chunk of one: the outer product of a table over the chunk's lower
 // bits and one over its upper bits and those above the chunk. That is 2n sines and cosines per row
-// and chunk and one complex product per amplitude; a thread keeps its lower bits, so it reads its
-// entries of the lower table once.
+// and chunk, and one complex product per amplitude.
 
 #include "common.cuh"
-#include "store.cuh"
+#include "tile.cuh"
 
 namespace qdp {
 
-struct ProductArgs : Args {
+struct ProductArgs : TileArgs {
     double scale;   // of the angle
     double global;  // common phase per angle
     uint32_t kind;  // FactorKind
     uint32_t reps;
     uint32_t big_endian;
     uint32_t final_hadamard;
-    uint32_t rows;        // of a block
-    uint32_t chunk_bits;  // a block writes 2^chunk_bits amplitudes of each
 };
 
 // Mirrored by `factor_kind` in qdp-core/src/cuda/kernels/product.rs.
@@ -93,8 +90,9 @@ __device__ inline Factor checked_factor(const ProductArgs& args, uint64_t row, u
 // Writes `lower` times each of `count` entries of `upper`, `step` apart, to `out`, `stride`
 // amplitudes apart.
 template <bool WIDE, class R, uint32_t N>
-__device__ __forceinline__ void write(Complex<R>* out, uint32_t stride, const Complex<R> (&lower)[N],
-                                      const Complex<R>* upper, uint32_t count, uint32_t step) {
+__device__ __forceinline__ void write(Complex<R>* out, uint32_t stride,
+                                      const Complex<R> (&lower)[N], const Complex<R>* upper,
+                                      uint32_t count, uint32_t step) {
 #pragma unroll 4
     for (uint32_t i = 0; i < count; ++i, out += stride, upper += step) {
         Complex<R> z[N];
@@ -103,33 +101,30 @@ __device__ __forceinline__ void write(Complex<R>* out, uint32_t stride, const Co
     }
 }
 
-// A block has 2^k threads, at least as many as there are wide stores in the lower table of a row,
-// and shared memory for `rows` rows of factors and tables.
+// A block has 2^k threads, at least as many as a row's lower table has wide stores, and shared
+// memory for its rows' factors and tables.
 template <class R>
 __device__ void product(const ProductArgs& args) {
-    extern __shared__ Factor factors[];  // [row][bit], then the tables
+    extern __shared__ Factor factors[];  // [row][bit]; the tables follow
     const uint32_t n = args.num_qubits;
-    const uint32_t low_bits = (args.chunk_bits + 1) / 2, high_bits = args.chunk_bits / 2;
+    const uint32_t high_bits = args.chunk_bits / 2, low_bits = args.chunk_bits - high_bits;
     auto* const low = reinterpret_cast<Complex<R>*>(factors + args.rows * n);  // [row][bits]
     auto* const high = low + (args.rows << low_bits);
 
     // The bits of a thread's index, from the lowest: its wide store of the lower table, its first
-    // entry of the upper table, its first row. Rows come after what makes a warp's stores adjoin,
-    // so that a thread reads its entries of the lower table for several stores.
+    // entry of the upper one, its first row. The rows get what a warp leaves over whose stores
+    // adjoin; so a thread does several stores for each entry of the lower table that it reads.
     const uint32_t column_bits = low_bits - WIDE_BITS<R>;
-    const uint32_t slot_bits = (31 - __clz(blockDim.x)) - column_bits;
-    const uint32_t row_bits = min(uint32_t(31 - __clz(args.rows)), slot_bits - min(slot_bits, column_bits < 5 ? 5 - column_bits : 0));
+    const uint32_t slot_bits = log2_floor(blockDim.x) - column_bits;
+    const uint32_t adjoining_bits = min(slot_bits, WARP_BITS - min(column_bits, WARP_BITS));
+    const uint32_t row_bits = min(slot_bits - adjoining_bits, log2_floor(args.rows));
     const uint32_t upper_bits = min(slot_bits - row_bits, high_bits);
     const uint32_t column = threadIdx.x & ((1u << column_bits) - 1);
     const uint32_t slot = threadIdx.x >> column_bits;
+    const uint32_t first_upper = slot & ((1u << upper_bits) - 1);
 
-    const uint32_t chunks_bits = n - args.chunk_bits;
-    const uint64_t parts = (args.batch + args.rows - 1) / args.rows << chunks_bits;
-    for (uint64_t part = blockIdx.x; part < parts; part += gridDim.x) {
-        const uint64_t first_row = (part >> chunks_bits) * args.rows;
-        const uint64_t chunk = part & ((uint64_t(1) << chunks_bits) - 1);
-        const uint32_t rows = min(uint64_t(args.rows), args.batch - first_row);
-
+    for (uint64_t part = blockIdx.x; part < tile_count(args); part += gridDim.x) {
+        const auto [first_row, chunk, rows] = tile_at(args, part);
         for (uint32_t i = threadIdx.x; i < rows * n; i += blockDim.x) {
             const uint32_t bit = i % n;
             const uint32_t feature = args.big_endian ? n - 1 - bit : bit;
@@ -148,22 +143,21 @@ __device__ void product(const ProductArgs& args) {
             }
         }
         __syncthreads();
-        for (uint32_t row = slot >> upper_bits; row < rows;
-             row += 1u << (slot_bits - upper_bits)) {
+        const uint32_t row_step = 1u << (slot_bits - upper_bits);
+        for (uint32_t row = slot >> upper_bits; row < rows; row += row_step) {
             Complex<R> lower[1 << WIDE_BITS<R>];
             for (uint32_t i = 0; i < 1 << WIDE_BITS<R>; ++i) {
                 lower[i] = low[(row << low_bits) + (column << WIDE_BITS<R>) + i];
             }
-            const uint32_t first = slot & ((1u << upper_bits) - 1);
-            const Complex<R>* const upper = high + (row << high_bits) + first;
+            const Complex<R>* const upper = high + (row << high_bits) + first_upper;
             Complex<R>* const out = output_row<R>(args, first_row + row) +
-                                    (chunk << args.chunk_bits) + (first << low_bits) +
+                                    (chunk << args.chunk_bits) + (first_upper << low_bits) +
                                     (column << WIDE_BITS<R>);
-            const uint32_t count = 1u << (high_bits - upper_bits), stride = 1u << (low_bits + upper_bits);
+            const uint32_t count = 1u << (high_bits - upper_bits), step = 1u << upper_bits;
             if (is_wide(out)) {
-                write<true>(out, stride, lower, upper, count, 1u << upper_bits);
+                write<true>(out, step << low_bits, lower, upper, count, step);
             } else {
-                write<false>(out, stride, lower, upper, count, 1u << upper_bits);
+                write<false>(out, step << low_bits, lower, upper, count, step);
             }
         }
         __syncthreads();
@@ -172,12 +166,12 @@ __device__ void product(const ProductArgs& args) {
 
 }  // namespace qdp
 
-extern "C" __global__ void __launch_bounds__(256)
+extern "C" __global__ void __launch_bounds__(128)
     qdp_product_c64(const __grid_constant__ qdp::ProductArgs args) {
     qdp::wait_for_previous();
     qdp::product<float>(args);
 }
-extern "C" __global__ void __launch_bounds__(256)
+extern "C" __global__ void __launch_bounds__(128)
     qdp_product_c128(const __grid_constant__ qdp::ProductArgs args) {
     qdp::wait_for_previous();
     qdp::product<double>(args);
