@@ -5,6 +5,7 @@ mod args;
 mod basis;
 mod diagonal;
 mod product;
+mod tile;
 
 pub(super) use args::CommonArgs;
 
