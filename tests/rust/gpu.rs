@@ -8,7 +8,7 @@ use common::{CONVENTIONS, batch, encodings, feature_counts, values};
 use num_complex::Complex;
 use qdp_core::{
     Convention, Device, EncodeSpec, Encoding, Engine, Entanglement, Error, Input, Precision,
-    StateBatch, cuda,
+    Rotation, StateBatch, cuda,
 };
 use std::sync::{Mutex, MutexGuard};
 
