@@ -25,8 +25,8 @@ use crate::error::Result;
 /// | 256 x 64 KiB | | | 0.85 | 0.90 | 0.93 | 0.96 | 0.96 |
 ///
 /// With 8 KiB, `phase`, of two sines more to a feature, falls to 0.84 at n = 24; with 16 KiB every
-/// kind stays within 0.01 of `angle`. Reading the features is what is lost at n = 8: where the cache
-/// holds them, at 256 MiB, complex64 from f64 has 0.88. Below, making the factors is.
+/// kind stays within 0.01 of `angle`. Reading the features is what is lost at n = 8: where the
+/// cache holds them, at 256 MiB, complex64 from f64 has 0.88. Below, making the factors is.
 const BLOCK_BYTES: u64 = 16 << 10;
 /// Size of `qdp::Factor`: two complex numbers.
 const FACTOR_BYTES: u32 = 32;
