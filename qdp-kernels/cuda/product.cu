@@ -1,15 +1,16 @@
 // Product states: every encoding that entangles nothing (angle, phase, basis by bits, iqp-z, zz
 // and iqp-embedding without pairs).
 //
-// A chunk of a row is the outer product of a table over its lower bits and one over its upper
-// bits, times one number for the bits above the chunk: 2n sines and cosines per chunk and one
-// complex product per amplitude.
+// A block writes some rows, or a chunk of one: the outer product of a table over the chunk's lower
+// bits and one over its upper bits and those above the chunk. That is 2n sines and cosines per row
+// and chunk, and one complex product per amplitude.
 
 #include "common.cuh"
+#include "tile.cuh"
 
 namespace qdp {
 
-struct ProductArgs : Args {
+struct ProductArgs : TileArgs {
     double scale;   // of the angle
     double global;  // common phase per angle
     uint32_t kind;  // FactorKind
@@ -17,9 +18,6 @@ struct ProductArgs : Args {
     uint32_t big_endian;
     uint32_t final_hadamard;
 };
-
-constexpr uint32_t MAX_QUBITS = 50;
-constexpr uint32_t TABLE_BITS = 6;  // of each table: a chunk has at most 2^12 amplitudes
 
 // Mirrored by `factor_kind` in qdp-core/src/cuda/kernels/product.rs.
 enum FactorKind : uint32_t { ROTATION_X, ROTATION_Y, ROTATION_Z, LAYERS, BIT };
@@ -31,20 +29,15 @@ struct Factor {
 // The single-qubit state of feature x; the formulas are in qdp-core/src/encoding/product.rs.
 __device__ inline Factor factor(const ProductArgs& args, double x) {
     double sin, cos;
+    sincos(args.scale * x, &sin, &cos);
     switch (args.kind) {
-        case ROTATION_X:
-            sincos(args.scale * x, &sin, &cos);
-            return {{cos, 0.0}, {0.0, -sin}};
-        case ROTATION_Y:
-            sincos(args.scale * x, &sin, &cos);
-            return {{cos, 0.0}, {sin, 0.0}};
-        case ROTATION_Z:
-            sincos(args.scale * x, &sin, &cos);
-            return {{cos, -sin}, {0.0, 0.0}};
+        case ROTATION_X: return {{cos, 0.0}, {0.0, -sin}};
+        case ROTATION_Y: return {{cos, 0.0}, {sin, 0.0}};
+        case ROTATION_Z: return {{cos, -sin}, {0.0, 0.0}};
         case LAYERS: {
             const double h = 0.70710678118654752440;
-            Complex<double> phase, common;
-            sincos(args.scale * x, &phase.im, &phase.re);
+            const Complex<double> phase = {cos, sin};
+            Complex<double> common;
             sincos(args.global * x, &common.im, &common.re);
             Complex<double> a = {1.0, 0.0}, b = {0.0, 0.0};
             for (uint32_t rep = 0; rep < args.reps; ++rep) {
@@ -63,60 +56,109 @@ __device__ inline Factor factor(const ProductArgs& args, double x) {
     }
 }
 
-// Product of the factors of bits [from, to), picked by the bits of `index`.
-__device__ inline Complex<double> pick(const Factor* factors, uint32_t from, uint32_t to,
-                                       uint64_t index) {
-    Complex<double> product = {1.0, 0.0};
-    for (uint32_t bit = from; bit < to; ++bit) {
-        product = product * (index >> (bit - from) & 1 ? factors[bit].one : factors[bit].zero);
+// `product` times the factors of bits [from, to), picked by the bits of `index`.
+__device__ inline Complex<double> pick(Complex<double> product, const Factor* factors,
+                                       uint32_t from, uint32_t to, uint64_t index) {
+#pragma unroll 4
+    for (uint32_t bit = from; bit < to; ++bit, index >>= 1) {
+        product = product * (index & 1 ? factors[bit].one : factors[bit].zero);
     }
     return product;
 }
+// The product of at least one such factor.
+__device__ inline Complex<double> pick(const Factor* factors, uint32_t from, uint32_t to,
+                                       uint64_t index) {
+    const Complex<double> first = index & 1 ? factors[from].one : factors[from].zero;
+    return pick(first, factors, from + 1, to, index >> 1);
+}
 
+// The factor of a feature. That of a bad one makes every amplitude of its row NaN.
+__device__ inline Factor checked_factor(const ProductArgs& args, uint64_t row, uint32_t feature,
+                                        bool reports) {
+    const double x = load_feature(args, row, feature);
+    uint32_t reason = 0;
+    if (!isfinite(x)) {
+        reason = reason_not_finite(x);
+    } else if (args.kind == BIT && x != 0.0 && x != 1.0) {
+        reason = BASIS_BIT;
+    }
+    if (reason == 0) return factor(args, x);
+    if (reports) report(args, row, feature, reason);
+    return {not_a_number<double>(), not_a_number<double>()};
+}
+
+// Writes `lower` times each of `count` entries of `upper`, `step` apart, to `out`, `stride`
+// amplitudes apart.
+template <bool WIDE, class R, uint32_t N>
+__device__ __forceinline__ void write(Complex<R>* out, uint32_t stride,
+                                      const Complex<R> (&lower)[N], const Complex<R>* upper,
+                                      uint32_t count, uint32_t step) {
+#pragma unroll 4
+    for (uint32_t i = 0; i < count; ++i, out += stride, upper += step) {
+        Complex<R> z[N];
+        for (uint32_t j = 0; j < N; ++j) z[j] = lower[j] * *upper;
+        store<WIDE>(out, z);
+    }
+}
+
+// A block has 2^k threads, at least as many as a row's lower table has wide stores, and shared
+// memory for its rows' factors and tables.
 template <class R>
 __device__ void product(const ProductArgs& args) {
-    __shared__ Factor factors[MAX_QUBITS];
-    __shared__ Complex<R> low[1 << TABLE_BITS], high[1 << TABLE_BITS];
-    __shared__ int bad;
-
+    extern __shared__ Factor factors[];  // [row][bit]; the tables follow
     const uint32_t n = args.num_qubits;
-    const uint32_t chunk_bits = min(n, 2 * TABLE_BITS);
-    const uint32_t low_bits = chunk_bits / 2;
-    const uint64_t chunks = uint64_t(1) << (n - chunk_bits);
-    for (uint64_t part = blockIdx.x; part < args.batch * chunks; part += gridDim.x) {
-        const uint64_t row = part / chunks, chunk = part % chunks;
-        if (threadIdx.x == 0) bad = 0;
-        __syncthreads();
-        for (uint32_t bit = threadIdx.x; bit < n; bit += blockDim.x) {
+    const uint32_t high_bits = args.chunk_bits / 2, low_bits = args.chunk_bits - high_bits;
+    auto* const low = reinterpret_cast<Complex<R>*>(factors + args.rows * n);  // [row][bits]
+    auto* const high = low + (args.rows << low_bits);
+
+    // The bits of a thread's index, from the lowest: its wide store of the lower table, its first
+    // entry of the upper one, its first row. The rows get what a warp leaves over whose stores
+    // adjoin; so a thread does several stores for each entry of the lower table that it reads.
+    const uint32_t column_bits = low_bits - WIDE_BITS<R>;
+    const uint32_t slot_bits = log2_floor(blockDim.x) - column_bits;
+    const uint32_t adjoining_bits = min(slot_bits, WARP_BITS - min(column_bits, WARP_BITS));
+    const uint32_t row_bits = min(slot_bits - adjoining_bits, log2_floor(args.rows));
+    const uint32_t upper_bits = min(slot_bits - row_bits, high_bits);
+    const uint32_t column = threadIdx.x & ((1u << column_bits) - 1);
+    const uint32_t slot = threadIdx.x >> column_bits;
+    const uint32_t first_upper = slot & ((1u << upper_bits) - 1);
+
+    for (uint64_t part = blockIdx.x; part < tile_count(args); part += gridDim.x) {
+        const auto [first_row, chunk, rows] = tile_at(args, part);
+        for (uint32_t i = threadIdx.x; i < rows * n; i += blockDim.x) {
+            const uint32_t bit = i % n;
             const uint32_t feature = args.big_endian ? n - 1 - bit : bit;
-            const double x = load_feature(args, row, feature);
-            uint32_t reason = 0;
-            if (!isfinite(x)) {
-                reason = reason_not_finite(x);
-            } else if (args.kind == BIT && x != 0.0 && x != 1.0) {
-                reason = BASIS_BIT;
-            }
-            if (reason) {
-                bad = 1;
-                if (chunk == 0) report(args, row, feature, reason);
-            }
-            factors[bit] = factor(args, x);
+            factors[i] = checked_factor(args, first_row + i / n, feature, chunk == 0);
         }
         __syncthreads();
-        const uint32_t low_size = 1u << low_bits, high_size = 1u << (chunk_bits - low_bits);
+        const uint32_t low_size = rows << low_bits, high_size = rows << high_bits;
         for (uint32_t i = threadIdx.x; i < low_size + high_size; i += blockDim.x) {
             if (i < low_size) {
-                low[i] = round_to<R>(pick(factors, 0, low_bits, i));
+                low[i] = round_to<R>(pick(factors + (i >> low_bits) * n, 0, low_bits, i));
             } else {
-                const Complex<double> above = pick(factors, chunk_bits, n, chunk);
-                const Complex<double> upper = pick(factors, low_bits, chunk_bits, i - low_size);
-                high[i - low_size] = round_to<R>(upper * above);
+                const uint32_t j = i - low_size;
+                const Factor* const of_row = factors + (j >> high_bits) * n;
+                const uint64_t above = chunk << high_bits | (j & ((1u << high_bits) - 1));
+                high[j] = round_to<R>(pick({1.0, 0.0}, of_row, low_bits, n, above));
             }
         }
         __syncthreads();
-        Complex<R>* out = output_row<R>(args, row) + (chunk << chunk_bits);
-        for (uint32_t i = threadIdx.x; i < 1u << chunk_bits; i += blockDim.x) {
-            out[i] = bad ? not_a_number<R>() : low[i & (low_size - 1)] * high[i >> low_bits];
+        const uint32_t row_step = 1u << (slot_bits - upper_bits);
+        for (uint32_t row = slot >> upper_bits; row < rows; row += row_step) {
+            Complex<R> lower[1 << WIDE_BITS<R>];
+            for (uint32_t i = 0; i < 1 << WIDE_BITS<R>; ++i) {
+                lower[i] = low[(row << low_bits) + (column << WIDE_BITS<R>) + i];
+            }
+            const Complex<R>* const upper = high + (row << high_bits) + first_upper;
+            Complex<R>* const out = output_row<R>(args, first_row + row) +
+                                    (chunk << args.chunk_bits) + (first_upper << low_bits) +
+                                    (column << WIDE_BITS<R>);
+            const uint32_t count = 1u << (high_bits - upper_bits), step = 1u << upper_bits;
+            if (is_wide(out)) {
+                write<true>(out, step << low_bits, lower, upper, count, step);
+            } else {
+                write<false>(out, step << low_bits, lower, upper, count, step);
+            }
         }
         __syncthreads();
     }
@@ -124,12 +166,12 @@ __device__ void product(const ProductArgs& args) {
 
 }  // namespace qdp
 
-extern "C" __global__ void __launch_bounds__(256)
+extern "C" __global__ void __launch_bounds__(128)
     qdp_product_c64(const __grid_constant__ qdp::ProductArgs args) {
     qdp::wait_for_previous();
     qdp::product<float>(args);
 }
-extern "C" __global__ void __launch_bounds__(256)
+extern "C" __global__ void __launch_bounds__(128)
     qdp_product_c128(const __grid_constant__ qdp::ProductArgs args) {
     qdp::wait_for_previous();
     qdp::product<double>(args);

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import qdp
 import reference
-from cases import CASES, PLAIN_CASES, PRECISIONS, REAL
+from cases import CASES, PLAIN_CASES, PRECISIONS, REAL, Case
 
 torch = pytest.importorskip("torch", exc_type=ImportError)
 import qdp.torch  # noqa: E402
@@ -111,6 +111,47 @@ class TestEqualsCpuBackend:
                     reference.assert_close(
                         states, expected, x, n, case.encoding, slack=2, **options
                     )
+
+    @pytest.mark.parametrize("precision", PRECISIONS)
+    @pytest.mark.parametrize("encoding", ["angle", "phase", "iqp-z", "basis"])
+    def test_many_short_rows(
+        self, encoding: str, precision: Any, gpu: qdp.Engine, cpu: qdp.Engine
+    ) -> None:
+        """Several rows to a block, the last block not full; a bad row spoils no other."""
+        case = Case(encoding)
+        for n, batch in ((1, 20_001), (2, 64), (3, 63), (5, 4099), (8, 700), (9, 131), (11, 95)):
+            x = case.samples(n, batch=batch)
+            data = case.cast(x, precision)
+            expected = cpu.encode(data, n, encoding).numpy()
+            states = gpu.encode(on_device(data), n, encoding).numpy()
+            reference.assert_close(states, expected, x, n, encoding, slack=2)
+            bad = batch - 2
+            data[bad, -1] = np.nan
+            out = on_device(np.zeros_like(states))
+            with pytest.raises(qdp.NonFiniteError) as caught:
+                gpu.encode(on_device(data), n, encoding, validate="now", out=out)
+            assert (caught.value.sample, caught.value.position) == (bad, data.shape[1] - 1)
+            assert out[bad].isnan().all()
+            others = np.arange(batch) != bad
+            np.testing.assert_array_equal(out.cpu().numpy()[others], states[others])
+
+    @pytest.mark.sanitize
+    @pytest.mark.parametrize("precision", PRECISIONS)
+    @pytest.mark.parametrize("case", [*PLAIN_CASES, Case("angle")], ids=str)
+    def test_rows_at_any_address(self, case: Any, precision: Any, gpu: qdp.Engine) -> None:
+        """Rows of an ``out=`` aligned to one amplitude only; between them nothing is written."""
+        dtype = getattr(torch, precision)
+        for n in (1, 2, 3, 6, 11, 13):
+            batch, dim = 3, 2**n
+            data = on_device(case.cast(case.samples(n, batch=batch), precision))
+            expected = gpu.encode(data, n, case.encoding).torch()
+            for first in (0, 1):
+                memory = torch.full((1 + batch * (dim + 1),), 7 - 7j, dtype=dtype, device=DEVICE)
+                rows = memory[first : first + batch * (dim + 1)].view(batch, dim + 1)
+                gpu.encode(data, n, case.encoding, out=rows[:, :dim])
+                assert torch.equal(rows[:, :dim], expected), f"n={n} first={first}"
+                rows[:, :dim] = 7 - 7j
+                assert (memory == 7 - 7j).all(), f"n={n} first={first}"
 
     @pytest.mark.parametrize("precision", PRECISIONS)
     @pytest.mark.parametrize("kind", ["real", "complex"])

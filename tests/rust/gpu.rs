@@ -7,7 +7,8 @@ mod common;
 use common::{CONVENTIONS, batch, encodings, feature_counts, values};
 use num_complex::Complex;
 use qdp_core::{
-    Device, EncodeSpec, Encoding, Engine, Entanglement, Error, Input, Precision, StateBatch, cuda,
+    Convention, Device, EncodeSpec, Encoding, Engine, Entanglement, Error, Input, Precision,
+    Rotation, StateBatch, cuda,
 };
 use std::sync::{Mutex, MutexGuard};
 
@@ -97,6 +98,27 @@ fn equals_the_cpu_backend_around_thresholds() {
     }
 }
 
+/// Several short rows to a block with the last block not full, one row, and chunks of one.
+#[test]
+fn equals_the_cpu_backend_around_tiles() {
+    let Some((gpu, _guard)) = gpu() else { return };
+    let angle = Encoding::Angle { rotation: Rotation::X };
+    for (n, rows) in [(1, 20_001), (2, 63), (2, 64), (5, 4099), (8, 700), (9, 131), (10, 65)]
+        .into_iter()
+        .chain([(11, 64), (11, 95), (12, 33), (16, 2)])
+    {
+        for encoding in [angle.clone(), Encoding::Phase, Encoding::IqpZ, Encoding::Basis] {
+            for convention in [Convention::Qdp, Convention::PennyLane] {
+                let spec =
+                    EncodeSpec::new(encoding.clone(), n).unwrap().with_convention(convention);
+                for features in feature_counts(&spec) {
+                    compare(&gpu, &spec, features, rows);
+                }
+            }
+        }
+    }
+}
+
 /// A small copy of the above for compute-sanitizer: every kernel, small sizes.
 #[test]
 fn sanitize_every_kernel() {
@@ -112,6 +134,10 @@ fn sanitize_every_kernel() {
     for encoding in [Encoding::Amplitude, Encoding::Iqp, Encoding::Phase] {
         let spec = EncodeSpec::new(encoding, 14).unwrap();
         compare(&gpu, &spec, spec.num_features(), 1);
+    }
+    for encoding in [Encoding::Basis, Encoding::Phase] {
+        let spec = EncodeSpec::new(encoding, 3).unwrap();
+        compare(&gpu, &spec, spec.num_features(), 133); // several rows to a block
     }
 }
 

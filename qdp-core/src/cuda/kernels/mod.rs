@@ -6,6 +6,7 @@ mod basis;
 mod diagonal;
 mod gather;
 mod product;
+mod tile;
 
 pub(super) use args::CommonArgs;
 
