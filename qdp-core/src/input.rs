@@ -253,19 +253,108 @@ impl<'a> Output<'a> {
         self.row_stride
     }
 
-    /// The rows of a host output, one after another.
-    pub(crate) fn rows_mut<R: Real>(&mut self) -> Vec<&mut [Complex<R>]> {
+    /// The rows of a host output.
+    pub(crate) fn rows_mut<R: Real>(&mut self) -> RowsMut<'_, R> {
         assert_eq!(self.precision, R::PRECISION);
         assert_eq!(self.device, Device::Cpu);
-        (0..self.batch)
-            .map(|row| {
-                // SAFETY: `from_raw`'s contract (or the borrowed slice) makes each row writable,
-                // initialised, aligned and disjoint from the others.
-                unsafe {
-                    let start = self.ptr.cast::<Complex<R>>().add(row * self.row_stride);
-                    std::slice::from_raw_parts_mut(start, self.dim)
-                }
-            })
-            .collect()
+        RowsMut {
+            ptr: self.ptr.cast(),
+            rows: self.batch,
+            dim: self.dim,
+            stride: self.row_stride,
+            data: PhantomData,
+        }
+    }
+}
+
+/// Rows of a host [`Output`].
+#[derive(Debug)]
+pub(crate) struct RowsMut<'a, R> {
+    ptr: *mut Complex<R>,
+    rows: usize,
+    dim: usize,
+    stride: usize,
+    data: PhantomData<&'a mut [R]>,
+}
+
+// SAFETY: RowsMut is an exclusive borrow of plain values.
+unsafe impl<R: Send> Send for RowsMut<'_, R> {}
+
+impl<'a, R: Real> RowsMut<'a, R> {
+    /// How many rows are left.
+    pub(crate) fn len(&self) -> usize {
+        self.rows
+    }
+
+    /// Takes up to `count` rows off one end.
+    fn split_off(&mut self, count: usize, front: bool) -> Self {
+        let count = count.min(self.rows);
+        let skipped = if front { 0 } else { self.rows - count };
+        // Wrapping, because past the last row there need be no memory.
+        let part = Self { ptr: self.ptr.wrapping_add(skipped * self.stride), rows: count, ..*self };
+        if front {
+            self.ptr = self.ptr.wrapping_add(count * self.stride);
+        }
+        self.rows -= count;
+        part
+    }
+
+    /// Groups of `size` rows, the last one with what is left, each with the number of its first row.
+    pub(crate) fn groups(self, size: usize) -> Groups<'a, R> {
+        Groups { rest: self, first: 0, size }
+    }
+}
+
+impl<'a, R: Real> Iterator for RowsMut<'a, R> {
+    type Item = &'a mut [Complex<R>];
+
+    fn next(&mut self) -> Option<Self::Item> {
+        if self.rows == 0 {
+            return None;
+        }
+        let row = self.split_off(1, true);
+        // SAFETY: `Output::from_raw`'s contract (or the slice borrowed) makes each row writable,
+        // initialised, aligned and disjoint from the others, and no row is taken twice.
+        Some(unsafe { std::slice::from_raw_parts_mut(row.ptr, row.dim) })
+    }
+}
+
+/// See [`RowsMut::groups`].
+pub(crate) struct Groups<'a, R> {
+    rest: RowsMut<'a, R>,
+    first: usize,
+    size: usize,
+}
+
+impl<'a, R: Real> Iterator for Groups<'a, R> {
+    type Item = (usize, RowsMut<'a, R>);
+
+    fn next(&mut self) -> Option<Self::Item> {
+        if self.rest.rows == 0 {
+            return None;
+        }
+        let first = self.first;
+        let group = self.rest.split_off(self.size, true);
+        self.first += group.rows;
+        Some((first, group))
+    }
+
+    fn size_hint(&self) -> (usize, Option<usize>) {
+        let groups = self.rest.rows.div_ceil(self.size);
+        (groups, Some(groups))
+    }
+}
+
+impl<R: Real> ExactSizeIterator for Groups<'_, R> {}
+
+impl<R: Real> DoubleEndedIterator for Groups<'_, R> {
+    fn next_back(&mut self) -> Option<Self::Item> {
+        if self.rest.rows == 0 {
+            return None;
+        }
+        // The last group is the short one.
+        let count = (self.rest.rows - 1) % self.size + 1;
+        let group = self.rest.split_off(count, false);
+        Some((self.first + self.rest.rows, group))
     }
 }

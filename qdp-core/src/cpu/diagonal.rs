@@ -1,83 +1,239 @@
 //! Layers of Hadamards and quadratic phases.
 //!
-//! The phase splits over the index's low and high bits: pairs within the low bits give one table
-//! per sample; for one value of the high bits, everything else is linear in the low bits, so it is
-//! a product of single-bit phases. The high bits' share is summed in exact fixed point.
+//! Phases add exactly in fixed point, so the phases of a small table cost one addition each, and
+//! its sines and cosines are one loop over vectors. Of a state of more bits, one table covers the
+//! low bits; for one value of the high bits everything else is linear in the low bits, so it is
+//! the outer product of two small tables.
 
-use super::product::{round, table};
-use super::walsh_hadamard::walsh_hadamard;
-use super::{Within, for_chunks};
-use crate::element::Real;
+use super::trig::Trig;
+use super::walsh_hadamard::{transform_cached, transform_high};
+use super::{Rows, features, for_chunks};
+use crate::element::{Element, Real};
 use crate::encoding::Diagonal;
-use crate::encoding::diagonal::{QuadraticPhase, Turns, pair_index, radians};
+use crate::encoding::diagonal::{QuadraticPhase, Turns, pair_index};
+use crate::error::Result;
+use multiversion::multiversion;
 use num_complex::Complex;
 
+/// Bits of a chunk: it fits the first-level cache.
 const LOW_BITS: usize = 10;
+/// Bits of a row of a chunk, and of the number of rows.
+const ROW_BITS: usize = 5;
+const ROW: usize = 1 << ROW_BITS;
+const COLUMN: usize = 1 << (LOW_BITS - ROW_BITS);
 
-pub(super) fn encode<R: Real>(
+pub(super) fn encode<T: Element, R: Trig>(diagonal: &Diagonal, rows: Rows<'_, R>) -> Result<()> {
+    let Rows { input, first, states, within, store } = rows;
+    let mut x = vec![0.0; input.features()];
+    let mut phase = QuadraticPhase::default();
+    let mut low = Split::new(1 << LOW_BITS.min(diagonal.num_qubits as usize));
+    for (sample, state) in (first..).zip(states) {
+        features(sample, input.row::<T>(sample), false, &mut x)?;
+        prepare(diagonal, &x, &mut phase, &mut low);
+        for rep in 0..diagonal.reps {
+            let last = rep + 1 == diagonal.reps;
+            let layer = Layer {
+                phase: &phase,
+                low: &low,
+                scale: R::from_f64(diagonal.scale(rep)),
+                hadamard: !last || diagonal.final_hadamard,
+            };
+            let chunk = low.re.len();
+            for_chunks(state, chunk, within, |first, chunk| {
+                if rep > 0 {
+                    apply(&layer, first, chunk);
+                } else if layer.hadamard {
+                    start(&layer, first, chunk);
+                } else {
+                    store.fill(chunk, |chunk| start(&layer, first, chunk));
+                }
+            });
+            if layer.hadamard {
+                transform_high(state, chunk, within);
+            }
+        }
+    }
+    Ok(())
+}
+
+/// Complex values with their real and imaginary parts apart, as vectors like to multiply them.
+struct Split<R> {
+    re: Vec<R>,
+    im: Vec<R>,
+}
+
+impl<R: Real> Split<R> {
+    fn new(len: usize) -> Self {
+        Self { re: vec![R::zero(); len], im: vec![R::zero(); len] }
+    }
+}
+
+/// One diagonal, and whether a Hadamard of every qubit follows.
+struct Layer<'a, R> {
+    phase: &'a QuadraticPhase,
+    low: &'a Split<R>,
+    scale: R,
+    hadamard: bool,
+}
+
+/// The coefficients of one sample, and the table of the phases within the low bits, with the
+/// constant.
+#[multiversion(targets("x86_64+avx2+fma"))]
+fn prepare<R: Trig>(
     diagonal: &Diagonal,
     x: &[f64],
-    state: &mut [Complex<R>],
-    within: Within,
+    phase: &mut QuadraticPhase,
+    low: &mut Split<R>,
 ) {
-    let phase = diagonal.quadratic_phase(x);
-    let low_pairs: Vec<Complex<R>> = round(&low_pair_table(&phase));
-    for rep in 0..diagonal.reps {
-        let scale = diagonal.scale(rep);
-        if rep > 0 {
-            walsh_hadamard(state, within);
+    diagonal.quadratic_phase_into(x, phase);
+    let n = phase.singles.len();
+    let coupling = |j: usize, k: usize| phase.pairs[pair_index(n, j, k)];
+    let mut row = [phase.constant; ROW];
+    for k in 0..n.min(ROW_BITS) {
+        let mut linear = [0; ROW / 2];
+        linear_phases(phase.singles[k], (0..k).map(|j| coupling(j, k)), &mut linear);
+        let (below, above) = row.split_at_mut(1 << k);
+        for ((above, below), linear) in above.iter_mut().zip(below).zip(linear) {
+            *above = below.wrapping_add(linear);
         }
-        for_chunks(state, low_pairs.len(), within, |first, chunk| {
-            let linear: Vec<Complex<R>> = round(&linear_table(&phase, first, chunk.len(), scale));
-            if rep == 0 {
-                // The first Hadamard of |0> is the uniform state, which is in the scale.
-                for ((value, &pairs), &linear) in chunk.iter_mut().zip(&low_pairs).zip(&linear) {
-                    *value = pairs * linear;
-                }
-            } else {
-                for ((value, &pairs), &linear) in chunk.iter_mut().zip(&low_pairs).zip(&linear) {
-                    *value *= pairs * linear;
-                }
-            }
-        });
     }
-    if diagonal.final_hadamard {
-        walsh_hadamard(state, within);
+    cis_into(&row, &mut low.re, &mut low.im);
+    for k in ROW_BITS..n.min(LOW_BITS) {
+        let linear = Linear::new(
+            (0..ROW_BITS).map(|j| coupling(j, k)),
+            phase.singles[k],
+            (ROW_BITS..k).map(|j| coupling(j, k)),
+            R::one(),
+        );
+        let (re, re_above) = low.re.split_at_mut(1 << k);
+        let (im, im_above) = low.im.split_at_mut(1 << k);
+        let above = re_above.as_chunks_mut::<ROW>().0.iter_mut();
+        let above = above.zip(im_above.as_chunks_mut::<ROW>().0);
+        let below = re.as_chunks::<ROW>().0.iter().zip(im.as_chunks::<ROW>().0);
+        for (column, ((re, im), below)) in above.zip(below).enumerate() {
+            (*re, *im) = linear.row(column, below);
+        }
     }
 }
 
-fn cis(turns: Turns) -> Complex<f64> {
-    Complex::cis(radians(turns))
+/// Writes a chunk of a first layer.
+#[multiversion(targets("x86_64+avx2+fma"))]
+fn start<R: Trig>(layer: &Layer<'_, R>, first: usize, chunk: &mut [Complex<R>]) {
+    each_row(layer, first, chunk, |value, re, im| *value = Complex::new(re, im));
+    if layer.hadamard {
+        transform_cached(chunk);
+    }
 }
 
-/// `exp(i sum_{j<k} w_jk b_j b_k)` over the low bits, by doubling.
-fn low_pair_table(phase: &QuadraticPhase) -> Vec<Complex<f64>> {
+/// Multiplies a chunk by a later layer.
+#[multiversion(targets("x86_64+avx2+fma"))]
+fn apply<R: Trig>(layer: &Layer<'_, R>, first: usize, chunk: &mut [Complex<R>]) {
+    each_row(layer, first, chunk, |value, re, im| {
+        *value = Complex::new(value.re * re - value.im * im, value.re * im + value.im * re);
+    });
+    if layer.hadamard {
+        transform_cached(chunk);
+    }
+}
+
+/// Runs `put(amplitude, real part, imaginary part)` with the diagonal of the chunk at `first`.
+#[inline(always)]
+fn each_row<R: Trig>(
+    layer: &Layer<'_, R>,
+    first: usize,
+    chunk: &mut [Complex<R>],
+    put: impl Fn(&mut Complex<R>, R, R),
+) {
+    let Layer { phase, low, scale, .. } = *layer;
+    if first == 0 {
+        for ((value, &re), &im) in chunk.iter_mut().zip(&low.re).zip(&low.im) {
+            put(value, re * scale, im * scale);
+        }
+        return;
+    }
+    // What the high bits add to the phase of each low bit.
     let n = phase.singles.len();
-    let mut pairs = vec![Complex::new(1.0, 0.0)];
-    for k in 0..n.min(LOW_BITS) {
-        let couplings: Vec<_> = (0..k)
-            .map(|j| [Complex::new(1.0, 0.0), cis(phase.pairs[pair_index(n, j, k)])])
-            .collect();
-        let with_k = table(&couplings, Complex::new(1.0, 0.0));
-        let half = pairs.len();
-        pairs.extend_from_within(..);
-        pairs[half..].iter_mut().zip(&with_k).for_each(|(z, &u)| *z *= u);
+    let step = |j: usize| {
+        (LOW_BITS..n)
+            .filter(|k| first >> k & 1 == 1)
+            .fold(0u64, |sum, k| sum.wrapping_add(phase.pairs[pair_index(n, j, k)]))
+    };
+    let common = phase.at(first).wrapping_sub(phase.constant);
+    let linear =
+        Linear::new((0..ROW_BITS).map(step), common, (ROW_BITS..LOW_BITS).map(step), scale);
+    let low = low.re.as_chunks::<ROW>().0.iter().zip(low.im.as_chunks::<ROW>().0);
+    for (column, (values, low)) in chunk.as_chunks_mut::<ROW>().0.iter_mut().zip(low).enumerate() {
+        let (re, im) = linear.row(column, low);
+        for i in 0..ROW {
+            put(&mut values[i], re[i], im[i]);
+        }
     }
-    pairs
 }
 
-/// The share of the phase that is linear in the low bits, for the high bits of `first`.
-fn linear_table(phase: &QuadraticPhase, first: usize, len: usize, scale: f64) -> Vec<Complex<f64>> {
-    let n = phase.singles.len();
-    let low_bits = len.trailing_zeros() as usize;
-    let factors: Vec<_> = (0..low_bits)
-        .map(|j| {
-            let single =
-                (low_bits..n).filter(|k| first >> k & 1 == 1).fold(phase.singles[j], |sum, k| {
-                    sum.wrapping_add(phase.pairs[pair_index(n, j, k)])
-                });
-            [Complex::new(1.0, 0.0), cis(single)]
-        })
-        .collect();
-    table(&factors, cis(phase.at(first)) * scale)
+/// Phases that are linear in the bits of a column and of a row: the outer product of two tables.
+struct Linear<R> {
+    row: ([R; ROW], [R; ROW]),
+    column: ([R; COLUMN], [R; COLUMN]),
+}
+
+impl<R: Trig> Linear<R> {
+    #[inline(always)]
+    fn new(
+        row: impl Iterator<Item = Turns>,
+        common: Turns,
+        column: impl Iterator<Item = Turns>,
+        scale: R,
+    ) -> Self {
+        let zero = R::zero();
+        let mut linear =
+            Self { row: ([zero; ROW], [zero; ROW]), column: ([zero; COLUMN], [zero; COLUMN]) };
+        let mut turns = [0; ROW];
+        linear_phases(0, row, &mut turns);
+        cis_into(&turns, &mut linear.row.0, &mut linear.row.1);
+        let mut turns = [0; COLUMN];
+        let len = linear_phases(common, column, &mut turns);
+        let (re, im) = &mut linear.column;
+        cis_into(&turns[..len], re, im);
+        for value in re[..len].iter_mut().chain(&mut im[..len]) {
+            *value *= scale;
+        }
+        linear
+    }
+
+    /// The product of a row of it with `values`.
+    #[inline(always)]
+    fn row(&self, column: usize, values: (&[R; ROW], &[R; ROW])) -> ([R; ROW], [R; ROW]) {
+        let (a_re, a_im) = (self.column.0[column], self.column.1[column]);
+        let (mut re, mut im) = ([R::zero(); ROW], [R::zero(); ROW]);
+        for i in 0..ROW {
+            let (b_re, b_im) = (self.row.0[i], self.row.1[i]);
+            let (c_re, c_im) = (a_re * b_re - a_im * b_im, a_re * b_im + a_im * b_re);
+            let (v_re, v_im) = (values.0[i], values.1[i]);
+            re[i] = v_re * c_re - v_im * c_im;
+            im[i] = v_re * c_im + v_im * c_re;
+        }
+        (re, im)
+    }
+}
+
+/// Phases linear in the bits of an index, by doubling; returns how many.
+#[inline(always)]
+fn linear_phases(common: Turns, steps: impl Iterator<Item = Turns>, phases: &mut [Turns]) -> usize {
+    phases[0] = common;
+    let mut half = 1;
+    for step in steps {
+        let (below, above) = phases[..2 * half].split_at_mut(half);
+        for (above, below) in above.iter_mut().zip(below) {
+            *above = below.wrapping_add(step);
+        }
+        half *= 2;
+    }
+    half
+}
+
+#[inline(always)]
+fn cis_into<R: Trig>(phases: &[Turns], re: &mut [R], im: &mut [R]) {
+    for ((&phase, re), im) in phases.iter().zip(re).zip(im) {
+        (*re, *im) = R::cis(phase);
+    }
 }

@@ -1,7 +1,7 @@
 //! The CPU backend: the same states, with as many threads as the configuration names.
 //!
-//! A state that fits a core's cache is one task, and tasks run in parallel over the batch; the
-//! chunks of a larger state run in parallel one state after another. Small calls run on the
+//! A state that fits a core's cache belongs to one thread, and the threads share the batch; the
+//! threads share the chunks of a larger state, one state after another. Small calls run on the
 //! caller's thread. Results do not depend on the number of threads.
 
 mod amplitude;
@@ -9,6 +9,8 @@ mod diagonal;
 pub(crate) mod memory;
 pub(crate) mod parallel;
 mod product;
+mod store;
+mod trig;
 mod walsh_hadamard;
 
 pub(crate) use amplitude::{check_finite, partial_sum};
@@ -16,26 +18,41 @@ pub(crate) use amplitude::{check_finite, partial_sum};
 use crate::element::{Element, Precision, Real, with_element};
 use crate::encoding::{EncodeSpec, Form, basis};
 use crate::error::{Error, Result};
-use crate::input::{Input, Output, Row};
+use crate::input::{Input, Output, Row, RowsMut};
 use num_complex::Complex;
 use parallel::ENCODE;
 use parking_lot::Mutex;
+use store::Store;
+use trig::Trig;
 
-/// States up to this many amplitudes are one task each.
-const TASK_DIM: usize = 1 << 15;
-/// Calls with less to do (amplitudes times their cost) run on the caller's thread: waking others
-/// takes longer.
-const PARALLEL_WORK: usize = 1 << 17;
-/// Amplitudes of the small states that a thread takes at a time.
-const GROUP: usize = 1 << 12;
-/// Amplitudes per chunk of a larger state.
-const CHUNK: usize = 1 << 12;
+/// States up to this many amplitudes belong to one thread each.
+const TASK_DIM: usize = 1 << 16;
+/// Calls with less to do run on the caller's thread: sharing costs about as much. In units of an
+/// amplitude that is copied, a fraction of a nanosecond.
+const PARALLEL_WORK: usize = 1 << 16;
+/// Work that a thread takes at a time.
+const GROUP_WORK: usize = 1 << 14;
+/// Amplitudes per chunk of a larger state: they fit the first-level cache.
+const CHUNK: usize = 1 << 10;
+/// Amplitudes of a larger state that a thread takes at a time.
+const PIECE: usize = 1 << 14;
+/// Results from this size on are written past the caches, which would not hold them anyway.
+const STREAM_BYTES: usize = 8 << 20;
 
 /// How the work of one state is run.
 #[derive(Clone, Copy, PartialEq)]
 enum Within {
     OneThread,
     Pool,
+}
+
+/// Consecutive samples, and where their states go.
+struct Rows<'a, R> {
+    input: &'a Input<'a>,
+    first: usize,
+    states: RowsMut<'a, R>,
+    within: Within,
+    store: Store,
 }
 
 /// Encodes a host input into a host output.
@@ -51,87 +68,88 @@ pub(crate) fn encode(
     })
 }
 
-fn encode_as<T: Element, R: Real>(
+fn encode_as<T: Element, R: Trig>(
     spec: &EncodeSpec,
     form: &Form,
     input: &Input<'_>,
     output: &mut Output<'_>,
 ) -> Result<()> {
-    let encode_row = |sample: usize, state: &mut [Complex<R>], within: Within| -> Result<()> {
-        let row = input.row::<T>(sample);
+    let work = work_per_sample(form, spec);
+    let parallel = input.batch().saturating_mul(work) >= PARALLEL_WORK;
+    let store = if input.batch() * spec.dim() * size_of::<Complex<R>>() >= STREAM_BYTES {
+        Store::PastCaches
+    } else {
+        Store::Cached
+    };
+    let states = output.rows_mut::<R>();
+    let run = |first, states, within| {
+        let rows = Rows { input, first, states, within, store };
         match form {
-            Form::Amplitude => amplitude::encode(sample, row, state, within),
-            Form::Basis => {
-                let index = basis::index(sample, row.get(0).to_f64(), spec.num_qubits())?;
-                state.fill(Complex::new(R::zero(), R::zero()));
-                state[index] = Complex::new(R::one(), R::zero());
-                Ok(())
-            }
-            Form::Product(product) => {
-                let x = features(spec, form, sample, row)?;
-                product::encode(product, &x, state, within);
-                Ok(())
-            }
-            Form::Diagonal(diagonal) => {
-                let x = features(spec, form, sample, row)?;
-                diagonal::encode(diagonal, &x, state, within);
-                Ok(())
-            }
+            Form::Amplitude => amplitude::encode::<T, R>(rows),
+            Form::Basis => encode_basis::<T, R>(spec, rows),
+            Form::Product(product) => product::encode::<T, R>(product, rows),
+            Form::Diagonal(diagonal) => diagonal::encode::<T, R>(diagonal, rows),
         }
     };
-    let work = input.batch() * spec.dim() * cost(form);
-    let parallel = work >= PARALLEL_WORK;
-    let mut rows = output.rows_mut::<R>();
-    if parallel && spec.dim() > TASK_DIM {
-        let mut rows = rows.iter_mut().enumerate();
-        return rows.try_for_each(|(sample, state)| encode_row(sample, state, Within::Pool));
+    if !parallel {
+        return run(0, states, Within::OneThread);
+    }
+    if spec.dim() > TASK_DIM {
+        return run(0, states, Within::Pool);
     }
     // The error of the first bad sample, whichever thread meets one first.
     let first_error = Mutex::new(None::<(usize, Error)>);
-    let group = (GROUP / spec.dim()).max(1);
-    ENCODE.for_each(parallel, rows.chunks_mut(group).enumerate(), |(number, states)| {
-        for (i, state) in states.iter_mut().enumerate() {
-            let sample = number * group + i;
-            if let Err(error) = encode_row(sample, state, Within::OneThread) {
-                let mut first = first_error.lock();
-                if first.as_ref().is_none_or(|&(other, _)| sample < other) {
-                    *first = Some((sample, error));
-                }
-                return;
+    let group = (GROUP_WORK / work).max(1);
+    ENCODE.for_each(true, states.groups(group), |(sample, states)| {
+        if let Err(error) = run(sample, states, Within::OneThread) {
+            let mut first = first_error.lock();
+            if first.as_ref().is_none_or(|&(other, _)| sample < other) {
+                *first = Some((sample, error));
             }
         }
     });
     first_error.into_inner().map_or(Ok(()), |(_, error)| Err(error))
 }
 
-/// What an amplitude of a form costs, roughly, in units of a copied one.
-fn cost(form: &Form) -> usize {
+/// What a sample costs, roughly: as many copied amplitudes.
+fn work_per_sample(form: &Form, spec: &EncodeSpec) -> usize {
+    let n = spec.num_qubits() as usize;
     match form {
-        Form::Amplitude | Form::Basis | Form::Product(_) => 1,
-        Form::Diagonal(diagonal) => 8 * diagonal.reps as usize,
+        Form::Amplitude | Form::Basis => spec.dim() + 16,
+        Form::Product(_) => spec.dim() + 32 * n,
+        Form::Diagonal(diagonal) => 8 * diagonal.reps as usize * spec.dim() + 16 * n * n,
     }
 }
 
+fn encode_basis<T: Element, R: Real>(spec: &EncodeSpec, rows: Rows<'_, R>) -> Result<()> {
+    let zero = [Complex::new(R::zero(), R::zero()); CHUNK];
+    for (sample, state) in (rows.first..).zip(rows.states) {
+        let value = rows.input.row::<T>(sample).get(0).to_f64();
+        let index = basis::index(sample, value, spec.num_qubits())?;
+        for_chunks(state, CHUNK, rows.within, |_, chunk| {
+            rows.store.copy(&zero[..chunk.len()], chunk)
+        });
+        state[index] = Complex::new(R::one(), R::zero());
+    }
+    Ok(())
+}
+
 /// The features of one sample as doubles, every one checked.
-fn features<T: Element>(
-    spec: &EncodeSpec,
-    form: &Form,
-    sample: usize,
-    row: Row<'_, T>,
-) -> Result<Vec<f64>> {
-    use crate::encoding::product::{Factor, Product};
-    let bits = matches!(form, Form::Product(Product { factor: Factor::Bit, .. }));
-    (0..row.len())
-        .map(|position| {
-            let value = row.get(position).to_f64();
-            if bits {
-                basis::check_bit(sample, position, value, spec.num_qubits())?;
-            } else if !value.is_finite() {
-                return Err(crate::encoding::amplitude::non_finite(sample, position, value));
-            }
-            Ok(value)
-        })
-        .collect()
+fn features<T: Element>(sample: usize, row: Row<'_, T>, bits: bool, x: &mut [f64]) -> Result<()> {
+    let mut finite = true;
+    for (position, x) in x.iter_mut().enumerate() {
+        *x = row.get(position).to_f64();
+        finite &= x.is_finite();
+    }
+    if !finite {
+        check_finite(sample, row, 0)?;
+    }
+    if bits {
+        for (position, &x) in x.iter().enumerate() {
+            basis::check_bit(sample, position, x, row.len() as u32)?;
+        }
+    }
+    Ok(())
 }
 
 /// Runs `fill(first index, chunk)` over the chunks of one state.
@@ -144,4 +162,16 @@ fn for_chunks<R: Real>(
     ENCODE.for_each(within == Within::Pool, state.chunks_mut(chunk).enumerate(), |(c, part)| {
         fill(c * chunk, part);
     });
+}
+
+/// The reals that complex values consist of: real part, imaginary part, real part, ...
+fn reals<R: Real>(values: &[Complex<R>]) -> &[R] {
+    // SAFETY: num_complex's Complex is repr(C) of two R.
+    unsafe { std::slice::from_raw_parts(values.as_ptr().cast(), 2 * values.len()) }
+}
+
+/// See [`reals`].
+fn reals_mut<R: Real>(values: &mut [Complex<R>]) -> &mut [R] {
+    // SAFETY: as above, and the borrow is exclusive.
+    unsafe { std::slice::from_raw_parts_mut(values.as_mut_ptr().cast(), 2 * values.len()) }
 }

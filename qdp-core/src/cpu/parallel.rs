@@ -1,106 +1,333 @@
-//! Threads for host work: rayon's, with the caller as one of them.
+//! Threads for host work, with the caller as one of them.
 //!
-//! A caller outside the pool would hand everything over and sleep, which costs more than many a
-//! call takes. Here it works along, so a worker that wakes late finds less to do.
+//! A sleeping thread takes longer to wake (50 to 100 microseconds in a virtual machine) than many a
+//! call takes. So nobody waits for one: the caller announces its work and begins; a thread that
+//! comes joins in, and one that comes when the caller is done is not waited for. Threads that ran
+//! out of work look out for more for a moment before they sleep, so one call after another finds
+//! them awake.
 //!
 //! A process forked from one that has a pool has the pool but not its threads (torch's data loader
 //! makes such processes). It works alone, as waiting for threads that are not there never ends.
 
 use crate::config::Config;
-use parking_lot::Mutex;
-use std::sync::OnceLock;
+use parking_lot::{Condvar, Mutex};
+use std::any::Any;
+use std::collections::VecDeque;
+use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, OnceLock};
+use std::thread::Thread;
+use std::time::{Duration, Instant};
 
 /// A pool that is made when there is first enough to do.
 pub(crate) struct Pool {
     /// With the process that the threads belong to.
-    threads: OnceLock<Option<(rayon::ThreadPool, u32)>>,
+    threads: OnceLock<(Arc<Threads>, u32)>,
     count: fn() -> usize,
+    /// How long a thread looks out for work before it sleeps.
+    patience: Duration,
 }
 
 /// For the states of the CPU backend.
-pub(crate) static ENCODE: Pool =
-    Pool { threads: OnceLock::new(), count: || Config::get().num_threads };
+pub(crate) static ENCODE: Pool = Pool {
+    threads: OnceLock::new(),
+    count: || Config::get().num_threads,
+    patience: Duration::from_micros(100),
+};
 
 /// For copying host input on its way to a device. Copies saturate the memory before they run out
 /// of cores; with as many threads as cores they slow each other down.
-pub(crate) static STAGE: Pool =
-    Pool { threads: OnceLock::new(), count: || (Config::get().num_threads * 3 / 4).clamp(1, 12) };
+pub(crate) static STAGE: Pool = Pool {
+    threads: OnceLock::new(),
+    count: || (Config::get().num_threads * 3 / 4).clamp(1, 12),
+    patience: Duration::ZERO,
+};
 
 impl Pool {
     /// Runs `body` on every item, in any order; with `parallel` on all threads.
+    ///
+    /// The caller takes items from the front and the others from the back, so that of one call
+    /// after another on the same memory each finds its part in its cache.
     pub(crate) fn for_each<I>(&self, parallel: bool, items: I, body: impl Fn(I::Item) + Sync)
     where
-        I: Iterator + Send,
+        I: DoubleEndedIterator + ExactSizeIterator + Send,
     {
-        if !parallel {
+        if !parallel || items.len() <= 1 {
             return items.for_each(body);
         }
-        let helpers = items.size_hint().1.unwrap_or(usize::MAX).saturating_sub(1);
+        let helpers = items.len() - 1;
         let items = Mutex::new(items);
-        let work = || {
-            loop {
-                let item = items.lock().next();
-                match item {
-                    Some(item) => body(item),
-                    None => break,
-                }
+        let help = || {
+            while let Some(item) = { items.lock().next_back() } {
+                body(item);
             }
         };
-        self.lead(helpers, work, work);
+        let lead = || {
+            while let Some(item) = { items.lock().next() } {
+                body(item);
+            }
+        };
+        self.lead(helpers, help, lead);
     }
 
-    /// Runs `help` on the other threads, as many as there are up to `most`, while `lead` runs here;
-    /// returns when all are done.
+    /// Runs `lead` here, and `help` on those of the other threads, up to `most`, that come before
+    /// `lead` is done; returns when all are done.
+    ///
+    /// Panics where one of them does.
     pub(crate) fn lead<T>(
         &self,
         most: usize,
         help: impl Fn() + Sync,
         lead: impl FnOnce() -> T,
     ) -> T {
-        let Some(threads) = (most > 0).then(|| self.threads()).flatten() else { return lead() };
-        threads.in_place_scope(|scope| {
-            for _ in 0..threads.current_num_threads().min(most) {
-                scope.spawn(|_| help());
-            }
-            lead()
-        })
+        match (most > 0).then(|| self.threads()).flatten() {
+            Some(threads) => threads.lead(most, &help, lead),
+            None => lead(),
+        }
     }
 
     /// The threads beside the caller; `None` where there are none.
-    fn threads(&self) -> Option<&rayon::ThreadPool> {
-        let make = || {
-            let beside = (self.count)() - 1;
-            if beside == 0 {
-                return None;
-            }
-            rayon::ThreadPoolBuilder::new()
-                .num_threads(beside)
-                .thread_name(|index| format!("qdp-{index}"))
-                .build()
-                .map_err(|error| tracing::warn!("no thread pool, running on one thread: {error}"))
-                .ok()
-                .map(|threads| (threads, std::process::id()))
+    fn threads(&self) -> Option<&Arc<Threads>> {
+        let make = || (Threads::spawn((self.count)() - 1, self.patience), std::process::id());
+        let (threads, process) = self.threads.get_or_init(make);
+        (threads.count > 0 && *process == std::process::id()).then_some(threads)
+    }
+}
+
+struct Threads {
+    count: usize,
+    patience: Duration,
+    queue: Mutex<Queue>,
+    /// Places in the queue's jobs: what an awake thread looks at.
+    places: AtomicUsize,
+    changed: Condvar,
+}
+
+#[derive(Default)]
+struct Queue {
+    /// Jobs with the number of threads that may still join.
+    open: VecDeque<(Arc<Job>, usize)>,
+    asleep: usize,
+}
+
+/// What a caller shares with the threads that help it.
+struct Job {
+    /// Borrowed from the caller, who does not return before `inside` is zero and nobody can join.
+    help: *const (dyn Fn() + Sync),
+    inside: AtomicUsize,
+    caller: Thread,
+    panic: Mutex<Option<Box<dyn Any + Send>>>,
+}
+
+// SAFETY: `help` is Sync, and is only called while the caller keeps it alive.
+unsafe impl Send for Job {}
+// SAFETY: as above.
+unsafe impl Sync for Job {}
+
+impl Threads {
+    fn spawn(count: usize, patience: Duration) -> Arc<Self> {
+        let mut threads = Self {
+            count: 0,
+            patience,
+            queue: Mutex::default(),
+            places: AtomicUsize::new(0),
+            changed: Condvar::new(),
         };
-        let (threads, process) = self.threads.get_or_init(make).as_ref()?;
-        (*process == std::process::id()).then_some(threads)
+        threads.count = count;
+        let threads = Arc::new(threads);
+        for index in 0..count {
+            let own = Arc::clone(&threads);
+            let work = move || {
+                loop {
+                    own.next_job().help();
+                }
+            };
+            let spawned = std::thread::Builder::new().name(format!("qdp-{index}")).spawn(work);
+            if let Err(error) = spawned {
+                tracing::warn!("{index} instead of {count} threads: {error}");
+                break;
+            }
+        }
+        threads
+    }
+
+    fn lead<T>(&self, most: usize, help: &(dyn Fn() + Sync), lead: impl FnOnce() -> T) -> T {
+        // SAFETY: only the lifetime changes. `Leading` is dropped before `help` goes out of scope,
+        // and when it is, nobody calls `help` any more.
+        let help: &'static (dyn Fn() + Sync) = unsafe { std::mem::transmute(help) };
+        let job = Arc::new(Job {
+            help,
+            inside: AtomicUsize::new(0),
+            caller: std::thread::current(),
+            panic: Mutex::new(None),
+        });
+        let leading = Leading::start(self, &job, most.min(self.count));
+        let result = lead();
+        drop(leading);
+        let panic = job.panic.lock().take();
+        match panic {
+            Some(panic) => resume_unwind(panic),
+            None => result,
+        }
+    }
+
+    /// Waits for a job and joins it.
+    fn next_job(&self) -> Arc<Job> {
+        let mut began = None;
+        while self.places.load(Ordering::Relaxed) == 0 {
+            if began.get_or_insert_with(Instant::now).elapsed() >= self.patience {
+                break;
+            }
+            for _ in 0..16 {
+                std::hint::spin_loop();
+            }
+        }
+        let mut queue = self.queue.lock();
+        loop {
+            if let Some((job, places)) = queue.open.front_mut() {
+                let job = Arc::clone(job);
+                // Under the lock, so that a caller who has closed its job knows of everybody.
+                job.inside.fetch_add(1, Ordering::Relaxed);
+                *places -= 1;
+                if *places == 0 {
+                    queue.open.pop_front();
+                }
+                let left = self.places.fetch_sub(1, Ordering::Relaxed) - 1;
+                // Each wakes the next, so that waking many costs the caller no more than one.
+                if left > 0 && queue.asleep > 0 {
+                    self.changed.notify_one();
+                }
+                return job;
+            }
+            queue.asleep += 1;
+            self.changed.wait(&mut queue);
+            queue.asleep -= 1;
+        }
+    }
+}
+
+impl Job {
+    fn help(&self) {
+        // SAFETY: this thread is counted in `inside`, so the caller keeps `help` alive.
+        let result = catch_unwind(AssertUnwindSafe(|| unsafe { (*self.help)() }));
+        if let Err(panic) = result {
+            *self.panic.lock() = Some(panic);
+        }
+        // Whatever this thread wrote is seen by the caller when it sees the count.
+        if self.inside.fetch_sub(1, Ordering::Release) == 1 {
+            self.caller.unpark();
+        }
+    }
+}
+
+/// A job that others may join, until this is dropped.
+struct Leading<'a> {
+    threads: &'a Threads,
+    job: &'a Arc<Job>,
+}
+
+impl<'a> Leading<'a> {
+    fn start(threads: &'a Threads, job: &'a Arc<Job>, places: usize) -> Self {
+        let mut queue = threads.queue.lock();
+        queue.open.push_back((Arc::clone(job), places));
+        threads.places.fetch_add(places, Ordering::Relaxed);
+        let wake = queue.asleep > 0;
+        drop(queue);
+        if wake {
+            threads.changed.notify_one();
+        }
+        Self { threads, job }
+    }
+}
+
+impl Drop for Leading<'_> {
+    fn drop(&mut self) {
+        let mut queue = self.threads.queue.lock();
+        if let Some(at) = queue.open.iter().position(|(job, _)| Arc::ptr_eq(job, self.job)) {
+            let places = queue.open.remove(at).map_or(0, |(_, places)| places);
+            self.threads.places.fetch_sub(places, Ordering::Relaxed);
+        }
+        drop(queue);
+        // Whoever is still inside is on its last item, so it is soon done.
+        let mut spins = 0u32;
+        while self.job.inside.load(Ordering::Acquire) > 0 {
+            spins += 1;
+            if spins < 10_000 {
+                std::hint::spin_loop();
+            } else {
+                std::thread::park();
+            }
+        }
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use std::sync::atomic::{AtomicUsize, Ordering};
+
+    fn pool() -> Pool {
+        Pool { threads: OnceLock::new(), count: || 4, patience: Duration::from_micros(20) }
+    }
 
     #[test]
     fn every_item_is_seen_once() {
+        let pool = pool();
         for count in [0, 1, 2, 1000] {
             for parallel in [false, true] {
                 let seen: Vec<AtomicUsize> = (0..count).map(|_| AtomicUsize::new(0)).collect();
-                ENCODE.for_each(parallel, seen.iter(), |item| {
+                pool.for_each(parallel, seen.iter(), |item| {
                     item.fetch_add(1, Ordering::Relaxed);
                 });
                 assert!(seen.iter().all(|item| item.load(Ordering::Relaxed) == 1));
             }
         }
+    }
+
+    #[test]
+    fn callers_share_the_threads() {
+        let pool = pool();
+        let total = AtomicUsize::new(0);
+        std::thread::scope(|scope| {
+            for _ in 0..4 {
+                scope.spawn(|| {
+                    for round in 0..200 {
+                        pool.for_each(true, 0..round, |item: usize| {
+                            total.fetch_add(item, Ordering::Relaxed);
+                        });
+                    }
+                });
+            }
+        });
+        let once: usize = (0..200usize).map(|round| (0..round).sum::<usize>()).sum();
+        assert_eq!(total.into_inner(), 4 * once);
+    }
+
+    #[test]
+    fn helpers_come_while_the_caller_leads() {
+        let pool = pool();
+        let helpers = AtomicUsize::new(0);
+        let help = || {
+            helpers.fetch_add(1, Ordering::Relaxed);
+        };
+        pool.lead(2, help, || {
+            while helpers.load(Ordering::Relaxed) < 2 {
+                std::thread::yield_now();
+            }
+        });
+        assert_eq!(helpers.into_inner(), 2);
+    }
+
+    #[test]
+    fn a_panic_reaches_the_caller_and_the_pool_goes_on() {
+        let pool = pool();
+        for bad in [0, 500, 999] {
+            let run = || pool.for_each(true, 0..1000, |item| assert_ne!(item, bad));
+            assert!(catch_unwind(AssertUnwindSafe(run)).is_err());
+        }
+        let seen = AtomicUsize::new(0);
+        pool.for_each(true, 0..100, |_| {
+            seen.fetch_add(1, Ordering::Relaxed);
+        });
+        assert_eq!(seen.into_inner(), 100);
     }
 }

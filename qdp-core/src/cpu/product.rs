@@ -1,65 +1,140 @@
 //! Product states: the outer product of a table over the low bits and a table over the high bits.
 
-use super::{Within, for_chunks};
-use crate::element::Real;
-use crate::encoding::Product;
+use super::trig::{Trig, cos_sin};
+use super::{CHUNK, PIECE, Rows, features, for_chunks, reals, reals_mut};
+use crate::element::{Element, Real};
+use crate::encoding::product::{Factor, Product};
+use crate::error::Result;
+use multiversion::multiversion;
 use num_complex::Complex;
 
-/// Bits of the low table at most: 1024 amplitudes stay in the first-level cache.
-const LOW_BITS: usize = 10;
+/// Bits of the low table at most: as many as fit the first-level cache beside what is written.
+const LOW_BITS: usize = 9;
 
-pub(super) fn encode<R: Real>(
-    product: &Product,
-    x: &[f64],
-    state: &mut [Complex<R>],
-    within: Within,
-) {
-    let factor = |bit: usize| {
-        let feature = if product.big_endian { x.len() - 1 - bit } else { bit };
-        product.factor.evaluate(x[feature])
-    };
-    let factors: Vec<_> = (0..x.len()).map(factor).collect();
-    fill_outer(&factors, Complex::new(1.0, 0.0), state, within);
-}
-
-/// Writes `scale` times the tensor product of `factors`, bit 0 first.
-pub(super) fn fill_outer<R: Real>(
-    factors: &[[Complex<f64>; 2]],
-    scale: Complex<f64>,
-    state: &mut [Complex<R>],
-    within: Within,
-) {
-    let n = factors.len();
-    // Two small tables cost less than one of the whole state, and one product per amplitude.
-    let low_bits = if n <= LOW_BITS { n.div_ceil(2) } else { LOW_BITS };
-    let (low, high) = factors.split_at(low_bits);
-    let low: Vec<Complex<R>> = round(&table(low, scale));
-    let high: Vec<Complex<R>> = round(&table(high, Complex::new(1.0, 0.0)));
-    for_chunks(state, low.len(), within, |first, chunk| {
-        let factor = high[first / low.len()];
-        for (value, &z) in chunk.iter_mut().zip(&low) {
-            *value = z * factor;
-        }
-    });
-}
-
-/// `scale` times the tensor product of `factors` by doubling: each bit extends the table below it.
-pub(super) fn table(factors: &[[Complex<f64>; 2]], scale: Complex<f64>) -> Vec<Complex<f64>> {
-    let mut table = vec![scale];
-    for &[zero, one] in factors {
-        let half = table.len();
-        table.extend_from_within(..);
-        let (low, high) = table.split_at_mut(half);
-        for z in low {
-            *z *= zero;
-        }
-        for z in high {
-            *z *= one;
+pub(super) fn encode<T: Element, R: Trig>(product: &Product, rows: Rows<'_, R>) -> Result<()> {
+    let Rows { input, first, states, within, store } = rows;
+    let n = input.features();
+    let bits = product.factor == Factor::Bit;
+    let mut x = vec![0.0; states.len() * n];
+    for (sample, x) in (first..).zip(x.chunks_exact_mut(n)) {
+        features(sample, input.row::<T>(sample), bits, x)?;
+        if product.big_endian {
+            x.reverse();
         }
     }
-    table
+    let factors = factors(product.factor, &x);
+    let mut tables = Tables::new();
+    for (state, factors) in states.zip(factors.chunks_exact(n)) {
+        tables.prepare(factors);
+        for_chunks(state, PIECE, within, |first, piece| {
+            for (chunk, first) in piece.chunks_mut(CHUNK).zip((first..).step_by(CHUNK)) {
+                store.fill(chunk, |chunk| tables.fill(first, chunk));
+            }
+        });
+    }
+    Ok(())
 }
 
-pub(super) fn round<R: Real>(table: &[Complex<f64>]) -> Vec<Complex<R>> {
-    table.iter().map(|z| Complex::new(R::from_f64(z.re), R::from_f64(z.im))).collect()
+/// The factor of every feature.
+#[multiversion(targets("x86_64+avx2+fma"))]
+fn factors(factor: Factor, x: &[f64]) -> Vec<[Complex<f64>; 2]> {
+    let (scale, global) = factor.scales();
+    let (mut cos, mut sin) = (vec![1.0; x.len()], vec![0.0; x.len()]);
+    if scale != 0.0 {
+        cos_sin(x, scale, &mut cos, &mut sin);
+    }
+    let phases = cos.iter().zip(&sin).map(|(&cos, &sin)| Complex::new(cos, sin));
+    if global == 0.0 {
+        let one = Complex::new(1.0, 0.0);
+        return x.iter().zip(phases).map(|(&x, phase)| factor.combine(x, phase, one)).collect();
+    }
+    let (mut common_cos, mut common_sin) = (vec![0.0; x.len()], vec![0.0; x.len()]);
+    cos_sin(x, global, &mut common_cos, &mut common_sin);
+    let common = common_cos.iter().zip(&common_sin).map(|(&cos, &sin)| Complex::new(cos, sin));
+    x.iter()
+        .zip(phases.zip(common))
+        .map(|(&x, (phase, common))| factor.combine(x, phase, common))
+        .collect()
+}
+
+/// The two tables of one state.
+struct Tables<R> {
+    low: Vec<Complex<R>>,
+    /// The low table times i. Then a product with a complex number is, real by real, a sum of two
+    /// products, and needs no shuffling.
+    rotated: Vec<Complex<R>>,
+    high: Vec<Complex<R>>,
+    scratch: Vec<Complex<f64>>,
+}
+
+impl<R: Real> Tables<R> {
+    fn new() -> Self {
+        Self { low: Vec::new(), rotated: Vec::new(), high: Vec::new(), scratch: Vec::new() }
+    }
+
+    fn prepare(&mut self, factors: &[[Complex<f64>; 2]]) {
+        let Self { low, rotated, high, scratch } = self;
+        // Two small tables cost less than one of the whole state.
+        let (low_factors, high_factors) = factors.split_at(factors.len().div_ceil(2).min(LOW_BITS));
+        fill_table(low_factors, scratch, low);
+        rotated.clear();
+        rotated.extend(low.iter().map(|z| Complex::new(-z.im, z.re)));
+        fill_table(high_factors, scratch, high);
+    }
+
+    /// Writes the amplitudes from index `first` on.
+    fn fill(&self, first: usize, state: &mut [Complex<R>]) {
+        outer(&self.low, &self.rotated, &self.high[first / self.low.len()..], state);
+    }
+}
+
+/// The tensor product of `factors` by doubling: each bit extends the table below it.
+#[multiversion(targets("x86_64+avx2+fma"))]
+fn fill_table<R: Real>(
+    factors: &[[Complex<f64>; 2]],
+    scratch: &mut Vec<Complex<f64>>,
+    table: &mut Vec<Complex<R>>,
+) {
+    scratch.clear();
+    scratch.resize(1 << factors.len(), Complex::new(1.0, 0.0));
+    let mut half = 1;
+    for &[zero, one] in factors {
+        let (low, high) = scratch[..2 * half].split_at_mut(half);
+        for (low, high) in low.iter_mut().zip(high) {
+            *high = *low * one;
+            *low *= zero;
+        }
+        half *= 2;
+    }
+    table.clear();
+    table.extend(scratch.iter().map(|z| Complex::new(R::from_f64(z.re), R::from_f64(z.im))));
+}
+
+/// Writes `low` times each of `high` to `state`, one after another; `rotated` is i times `low`.
+#[multiversion(targets("x86_64+avx2+fma"))]
+fn outer<R: Real>(
+    low: &[Complex<R>],
+    rotated: &[Complex<R>],
+    high: &[Complex<R>],
+    state: &mut [Complex<R>],
+) {
+    let zero = R::zero();
+    let (low_reals, rotated) = (reals(low), reals(rotated));
+    for (part, factor) in state.chunks_exact_mut(low.len()).zip(high) {
+        let part = reals_mut(part);
+        // Rotations about x and y have factors without one of the two parts.
+        if factor.im == zero {
+            for (value, &a) in part.iter_mut().zip(low_reals) {
+                *value = a * factor.re;
+            }
+        } else if factor.re == zero {
+            for (value, &b) in part.iter_mut().zip(rotated) {
+                *value = b * factor.im;
+            }
+        } else {
+            for ((value, &a), &b) in part.iter_mut().zip(low_reals).zip(rotated) {
+                *value = a * factor.re + b * factor.im;
+            }
+        }
+    }
 }

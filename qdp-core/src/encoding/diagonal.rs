@@ -53,15 +53,23 @@ pub const fn pair_index(n: usize, j: usize, k: usize) -> usize {
 pub type Turns = u64;
 
 /// `phase` radians in turns: the fraction of a turn that is left, rounded as a double.
+///
+/// Without a branch, so that a loop over phases is vectorised.
+#[inline(always)]
 pub fn turns(phase: f64) -> Turns {
     // 1/(2 pi) in two doubles, so that the product keeps the bits below the first one's rounding.
     const HIGH: f64 = 0.159_154_943_091_895_35;
     const LOW: f64 = -9.839_338_337_591_243e-18;
+    // Added to a small number, this rounds it to an integer, found in the lowest bits of the sum.
+    const ROUND: f64 = 1.5 * (1u64 << 52) as f64;
+    const TWO_32: f64 = (1u64 << 32) as f64;
     let high = phase * HIGH;
     let low = phase.mul_add(HIGH, -high) + phase * LOW;
-    let fraction = (high - high.round()) + low;
-    // In [-1/2, 1/2] up to rounding; the cast saturates at exactly half a turn.
-    (fraction * 2f64.powi(64)) as i64 as Turns
+    let fraction = (high - high.round_ties_even()) + low;
+    // The upper and the lower 32 bits one after the other: all that is above a turn is shifted out.
+    let upper = fraction * TWO_32 + ROUND;
+    let lower = (fraction * TWO_32 - (upper - ROUND)) * TWO_32 + ROUND;
+    (upper.to_bits() << 32).wrapping_add(lower.to_bits().wrapping_sub(ROUND.to_bits()))
 }
 
 /// A phase in turns as radians in (-pi, pi].
@@ -70,7 +78,7 @@ pub fn radians(turns: Turns) -> f64 {
 }
 
 /// The quadratic phase of one sample.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct QuadraticPhase {
     /// `c`.
     pub constant: Turns,
@@ -99,49 +107,66 @@ impl Diagonal {
 
     /// The coefficients for the features `x` of one sample, by bit of the index.
     pub fn quadratic_phase(&self, x: &[f64]) -> QuadraticPhase {
-        let n = self.num_qubits as usize;
-        let bit = |feature: usize| if self.big_endian { n - 1 - feature } else { feature };
-        let mut phase =
-            QuadraticPhase { constant: 0, singles: vec![0; n], pairs: vec![0; n * (n - 1) / 2] };
-        for (k, &x) in x[..n].iter().enumerate() {
-            phase.singles[bit(k)] = match self.terms {
-                PairTerms::Zz => turns(2.0 * x),
-                PairTerms::Explicit | PairTerms::Multi => turns(x),
-            };
-            if self.terms == PairTerms::Multi {
-                phase.constant = phase.constant.wrapping_sub(turns(x / 2.0));
-            }
-        }
-        for j in 0..n {
-            for k in j + 1..n {
-                let pair = pair_index(n, j, k);
-                let times = u64::from(self.multiplicity[pair]);
-                if times == 0 {
-                    continue;
-                }
-                let (low, high) = (bit(j).min(bit(k)), bit(j).max(bit(k)));
-                let target = pair_index(n, low, high);
-                // What the pair adds to each single and takes twice from the pair term.
-                let shared = match self.terms {
-                    PairTerms::Explicit => {
-                        phase.pairs[target] = turns(x[n + pair]);
-                        continue;
-                    }
-                    PairTerms::Zz => turns(2.0 * (PI - x[j]) * (PI - x[k])),
-                    PairTerms::Multi => {
-                        let half = turns(x[j] * x[k] / 2.0).wrapping_mul(times);
-                        phase.constant = phase.constant.wrapping_sub(half);
-                        turns(x[j] * x[k])
-                    }
-                }
-                .wrapping_mul(times);
-                for single in [low, high] {
-                    phase.singles[single] = phase.singles[single].wrapping_add(shared);
-                }
-                phase.pairs[target] = shared.wrapping_mul(2).wrapping_neg();
-            }
-        }
+        let mut phase = QuadraticPhase::default();
+        self.quadratic_phase_into(x, &mut phase);
         phase
+    }
+
+    /// [`Self::quadratic_phase`] into memory that is there already.
+    #[inline(always)]
+    pub fn quadratic_phase_into(&self, x: &[f64], phase: &mut QuadraticPhase) {
+        let n = self.num_qubits as usize;
+        let feature = |bit: usize| if self.big_endian { n - 1 - bit } else { bit };
+        // Every pair of bits, in order, with the position of its features among the pairs.
+        let pairs = (0..n).flat_map(|j| (j + 1..n).map(move |k| (j, k))).map(|(j, k)| {
+            let (a, b) = (feature(j), feature(k));
+            (j, k, pair_index(n, a.min(b), a.max(b)))
+        });
+        let QuadraticPhase { constant, singles, pairs: couplings } = phase;
+        // Angles first: then all of them become turns in two loops.
+        singles.clear();
+        singles.extend((0..n).map(|bit| x[feature(bit)].to_bits()));
+        couplings.clear();
+        couplings.extend(pairs.clone().map(|(j, k, pair)| {
+            let (a, b) = (f64::from_bits(singles[j]), f64::from_bits(singles[k]));
+            let angle = match self.terms {
+                PairTerms::Explicit => x[n + pair],
+                PairTerms::Zz => 2.0 * (PI - a) * (PI - b),
+                PairTerms::Multi => a * b,
+            };
+            angle.to_bits()
+        }));
+        *constant = 0;
+        if self.terms == PairTerms::Multi {
+            for &x in &*singles {
+                *constant = constant.wrapping_sub(turns(0.5 * f64::from_bits(x)));
+            }
+            for (&angle, (_, _, pair)) in couplings.iter().zip(pairs.clone()) {
+                let half = turns(0.5 * f64::from_bits(angle));
+                let times = u64::from(self.multiplicity[pair]);
+                *constant = constant.wrapping_sub(half.wrapping_mul(times));
+            }
+        }
+        let factor = if self.terms == PairTerms::Zz { 2.0 } else { 1.0 };
+        for single in &mut *singles {
+            *single = turns(factor * f64::from_bits(*single));
+        }
+        for coupling in &mut *couplings {
+            *coupling = turns(f64::from_bits(*coupling));
+        }
+        for (coupling, (j, k, pair)) in couplings.iter_mut().zip(pairs) {
+            let times = u64::from(self.multiplicity[pair]);
+            if self.terms == PairTerms::Explicit {
+                *coupling = if times == 0 { 0 } else { *coupling };
+                continue;
+            }
+            // What the pair adds to each single and takes twice from the pair term.
+            let shared = coupling.wrapping_mul(times);
+            for bit in [j, k] {
+                singles[bit] = singles[bit].wrapping_add(shared);
+            }
+            *coupling = shared.wrapping_mul(2).wrapping_neg();
+        }
     }
 
     /// `2^(-n/2)` for each Hadamard layer that the diagonal of layer `rep` absorbs: its own, and

@@ -35,20 +35,32 @@ pub enum Factor {
 impl Factor {
     /// The factor `(amplitude of 0, amplitude of 1)` for feature `x`.
     pub fn evaluate(self, x: f64) -> [Complex<f64>; 2] {
+        let (scale, global) = self.scales();
+        self.combine(x, Complex::cis(scale * x), Complex::cis(global * x))
+    }
+
+    /// What a feature is multiplied by in the two angles that [`Self::combine`] takes the phases
+    /// of; 0 where it does not need them.
+    pub fn scales(self) -> (f64, f64) {
+        match self {
+            Self::Rotation { scale, .. } => (scale, 0.0),
+            Self::Layers { scale, global, .. } => (scale, global),
+            Self::Bit => (0.0, 0.0),
+        }
+    }
+
+    /// The factor for feature `x`, given `exp(i scale x)` and `exp(i global x)`.
+    #[inline(always)]
+    pub fn combine(self, x: f64, phase: Complex<f64>, common: Complex<f64>) -> [Complex<f64>; 2] {
         let zero = Complex::new(0.0, 0.0);
         match self {
-            Self::Rotation { axis, scale } => {
-                let (sin, cos) = (scale * x).sin_cos();
-                match axis {
-                    Rotation::X => [Complex::new(cos, 0.0), Complex::new(0.0, -sin)],
-                    Rotation::Y => [Complex::new(cos, 0.0), Complex::new(sin, 0.0)],
-                    Rotation::Z => [Complex::new(cos, -sin), zero],
-                }
-            }
-            Self::Layers { scale, global, reps, final_hadamard } => {
+            Self::Rotation { axis, .. } => match axis {
+                Rotation::X => [Complex::new(phase.re, 0.0), Complex::new(0.0, -phase.im)],
+                Rotation::Y => [Complex::new(phase.re, 0.0), Complex::new(phase.im, 0.0)],
+                Rotation::Z => [phase.conj(), zero],
+            },
+            Self::Layers { reps, final_hadamard, .. } => {
                 let h = std::f64::consts::FRAC_1_SQRT_2;
-                let phase = Complex::cis(scale * x);
-                let common = Complex::cis(global * x);
                 let mut state = [Complex::new(1.0, 0.0), zero];
                 for _ in 0..reps {
                     let [a, b] = state;
