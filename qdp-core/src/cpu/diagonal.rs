@@ -18,7 +18,7 @@ use num_complex::Complex;
 /// Bits of a chunk: it fits the first-level cache.
 const LOW_BITS: usize = 10;
 /// Bits of a row of a chunk, and of the number of rows.
-const ROW_BITS: usize = 5;
+const ROW_BITS: usize = 4;
 const ROW: usize = 1 << ROW_BITS;
 const COLUMN: usize = 1 << (LOW_BITS - ROW_BITS);
 
@@ -27,9 +27,10 @@ pub(super) fn encode<T: Element, R: Trig>(diagonal: &Diagonal, rows: Rows<'_, R>
     let mut x = vec![0.0; input.features()];
     let mut phase = QuadraticPhase::default();
     let mut low = Split::new(1 << LOW_BITS.min(diagonal.num_qubits as usize));
+    let mut linear = Linear::new();
     for (sample, state) in (first..).zip(states) {
         features(sample, input.row::<T>(sample), false, &mut x)?;
-        prepare(diagonal, &x, &mut phase, &mut low);
+        prepare(diagonal, &x, &mut phase, &mut linear, &mut low);
         for rep in 0..diagonal.reps {
             let last = rep + 1 == diagonal.reps;
             let layer = Layer {
@@ -83,28 +84,30 @@ fn prepare<R: Trig>(
     diagonal: &Diagonal,
     x: &[f64],
     phase: &mut QuadraticPhase,
+    linear: &mut Linear<R>,
     low: &mut Split<R>,
 ) {
     diagonal.quadratic_phase_into(x, phase);
     let n = phase.singles.len();
-    let coupling = |j: usize, k: usize| phase.pairs[pair_index(n, j, k)];
     let mut row = [phase.constant; ROW];
-    for k in 0..n.min(ROW_BITS) {
-        let mut linear = [0; ROW / 2];
-        linear_phases(phase.singles[k], (0..k).map(|j| coupling(j, k)), &mut linear);
-        let (below, above) = row.split_at_mut(1 << k);
-        for ((above, below), linear) in above.iter_mut().zip(below).zip(linear) {
-            *above = below.wrapping_add(linear);
+    for k in 0..n.min(LOW_BITS) {
+        let mut couplings = [0; LOW_BITS];
+        for (j, coupling) in couplings[..k].iter_mut().enumerate() {
+            *coupling = phase.pairs[pair_index(n, j, k)];
         }
-    }
-    cis_into(&row, &mut low.re, &mut low.im);
-    for k in ROW_BITS..n.min(LOW_BITS) {
-        let linear = Linear::new(
-            (0..ROW_BITS).map(|j| coupling(j, k)),
-            phase.singles[k],
-            (ROW_BITS..k).map(|j| coupling(j, k)),
-            R::one(),
-        );
+        if k < ROW_BITS {
+            let mut linear = [0; ROW / 2];
+            linear_phases(phase.singles[k], &couplings[..k], &mut linear);
+            let (below, above) = row.split_at_mut(1 << k);
+            for ((above, below), linear) in above.iter_mut().zip(below).zip(linear) {
+                *above = below.wrapping_add(linear);
+            }
+            continue;
+        }
+        if k == ROW_BITS {
+            cis_into(&row, &mut low.re, &mut low.im);
+        }
+        linear.set(phase.singles[k], &couplings[..k], R::one());
         let (re, re_above) = low.re.split_at_mut(1 << k);
         let (im, im_above) = low.im.split_at_mut(1 << k);
         let above = re_above.as_chunks_mut::<ROW>().0.iter_mut();
@@ -113,6 +116,9 @@ fn prepare<R: Trig>(
         for (column, ((re, im), below)) in above.zip(below).enumerate() {
             (*re, *im) = linear.row(column, below);
         }
+    }
+    if n <= ROW_BITS {
+        cis_into(&row, &mut low.re, &mut low.im);
     }
 }
 
@@ -153,14 +159,16 @@ fn each_row<R: Trig>(
     }
     // What the high bits add to the phase of each low bit.
     let n = phase.singles.len();
-    let step = |j: usize| {
-        (LOW_BITS..n)
-            .filter(|k| first >> k & 1 == 1)
-            .fold(0u64, |sum, k| sum.wrapping_add(phase.pairs[pair_index(n, j, k)]))
-    };
-    let common = phase.at(first).wrapping_sub(phase.constant);
-    let linear =
-        Linear::new((0..ROW_BITS).map(step), common, (ROW_BITS..LOW_BITS).map(step), scale);
+    let mut steps = [0u64; LOW_BITS];
+    for (j, step) in steps.iter_mut().enumerate() {
+        for k in LOW_BITS..n {
+            if first >> k & 1 == 1 {
+                *step = step.wrapping_add(phase.pairs[pair_index(n, j, k)]);
+            }
+        }
+    }
+    let mut linear = Linear::new();
+    linear.set(phase.at(first).wrapping_sub(phase.constant), &steps, scale);
     let low = low.re.as_chunks::<ROW>().0.iter().zip(low.im.as_chunks::<ROW>().0);
     for (column, (values, low)) in chunk.as_chunks_mut::<ROW>().0.iter_mut().zip(low).enumerate() {
         let (re, im) = linear.row(column, low);
@@ -174,30 +182,33 @@ fn each_row<R: Trig>(
 struct Linear<R> {
     row: ([R; ROW], [R; ROW]),
     column: ([R; COLUMN], [R; COLUMN]),
+    turns: [Turns; COLUMN],
 }
 
 impl<R: Trig> Linear<R> {
     #[inline(always)]
-    fn new(
-        row: impl Iterator<Item = Turns>,
-        common: Turns,
-        column: impl Iterator<Item = Turns>,
-        scale: R,
-    ) -> Self {
+    fn new() -> Self {
         let zero = R::zero();
-        let mut linear =
-            Self { row: ([zero; ROW], [zero; ROW]), column: ([zero; COLUMN], [zero; COLUMN]) };
-        let mut turns = [0; ROW];
-        linear_phases(0, row, &mut turns);
-        cis_into(&turns, &mut linear.row.0, &mut linear.row.1);
-        let mut turns = [0; COLUMN];
-        let len = linear_phases(common, column, &mut turns);
-        let (re, im) = &mut linear.column;
-        cis_into(&turns[..len], re, im);
-        for value in re[..len].iter_mut().chain(&mut im[..len]) {
-            *value *= scale;
+        Self {
+            row: ([zero; ROW], [zero; ROW]),
+            column: ([zero; COLUMN], [zero; COLUMN]),
+            turns: [0; COLUMN],
         }
-        linear
+    }
+
+    /// Sets it to `common` and what each bit adds: [`ROW_BITS`] bits of a row, and the others.
+    #[inline(always)]
+    fn set(&mut self, common: Turns, steps: &[Turns], scale: R) {
+        let Self { row, column, turns } = self;
+        let (row_steps, column_steps) = steps.split_at(ROW_BITS);
+        linear_phases(0, row_steps, turns);
+        cis_into(&turns[..ROW], &mut row.0, &mut row.1);
+        let len = linear_phases(common, column_steps, turns);
+        cis_into(&turns[..len], &mut column.0, &mut column.1);
+        for (re, im) in column.0[..len].iter_mut().zip(&mut column.1) {
+            *re *= scale;
+            *im *= scale;
+        }
     }
 
     /// The product of a row of it with `values`.
@@ -218,10 +229,10 @@ impl<R: Trig> Linear<R> {
 
 /// Phases linear in the bits of an index, by doubling; returns how many.
 #[inline(always)]
-fn linear_phases(common: Turns, steps: impl Iterator<Item = Turns>, phases: &mut [Turns]) -> usize {
+fn linear_phases(common: Turns, steps: &[Turns], phases: &mut [Turns]) -> usize {
     phases[0] = common;
     let mut half = 1;
-    for step in steps {
+    for &step in steps {
         let (below, above) = phases[..2 * half].split_at_mut(half);
         for (above, below) in above.iter_mut().zip(below) {
             *above = below.wrapping_add(step);

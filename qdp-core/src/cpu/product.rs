@@ -39,22 +39,18 @@ pub(super) fn encode<T: Element, R: Trig>(product: &Product, rows: Rows<'_, R>) 
 #[multiversion(targets("x86_64+avx2+fma"))]
 fn factors(factor: Factor, x: &[f64]) -> Vec<[Complex<f64>; 2]> {
     let (scale, global) = factor.scales();
-    let (mut cos, mut sin) = (vec![1.0; x.len()], vec![0.0; x.len()]);
-    if scale != 0.0 {
-        cos_sin(x, scale, &mut cos, &mut sin);
+    let (mut cos, mut sin) = (vec![0.0; x.len()], vec![0.0; x.len()]);
+    let (mut common_cos, mut common_sin) = (vec![1.0; x.len()], vec![0.0; x.len()]);
+    cos_sin(x, scale, &mut cos, &mut sin);
+    if global != 0.0 {
+        cos_sin(x, global, &mut common_cos, &mut common_sin);
     }
-    let phases = cos.iter().zip(&sin).map(|(&cos, &sin)| Complex::new(cos, sin));
-    if global == 0.0 {
-        let one = Complex::new(1.0, 0.0);
-        return x.iter().zip(phases).map(|(&x, phase)| factor.combine(x, phase, one)).collect();
+    let mut factors = vec![[Complex::new(0.0, 0.0); 2]; x.len()];
+    for (i, value) in factors.iter_mut().enumerate() {
+        let phase = Complex::new(cos[i], sin[i]);
+        *value = factor.combine(x[i], phase, Complex::new(common_cos[i], common_sin[i]));
     }
-    let (mut common_cos, mut common_sin) = (vec![0.0; x.len()], vec![0.0; x.len()]);
-    cos_sin(x, global, &mut common_cos, &mut common_sin);
-    let common = common_cos.iter().zip(&common_sin).map(|(&cos, &sin)| Complex::new(cos, sin));
-    x.iter()
-        .zip(phases.zip(common))
-        .map(|(&x, (phase, common))| factor.combine(x, phase, common))
-        .collect()
+    factors
 }
 
 /// The two tables of one state.
@@ -77,8 +73,10 @@ impl<R: Real> Tables<R> {
         // Two small tables cost less than one of the whole state.
         let (low_factors, high_factors) = factors.split_at(factors.len().div_ceil(2).min(LOW_BITS));
         fill_table(low_factors, scratch, low);
-        rotated.clear();
-        rotated.extend(low.iter().map(|z| Complex::new(-z.im, z.re)));
+        rotated.resize(low.len(), Complex::new(R::zero(), R::zero()));
+        for (rotated, z) in rotated.iter_mut().zip(&*low) {
+            *rotated = Complex::new(-z.im, z.re);
+        }
         fill_table(high_factors, scratch, high);
     }
 
@@ -95,8 +93,8 @@ fn fill_table<R: Real>(
     scratch: &mut Vec<Complex<f64>>,
     table: &mut Vec<Complex<R>>,
 ) {
-    scratch.clear();
-    scratch.resize(1 << factors.len(), Complex::new(1.0, 0.0));
+    scratch.resize(1 << factors.len(), Complex::new(0.0, 0.0));
+    scratch[0] = Complex::new(1.0, 0.0);
     let mut half = 1;
     for &[zero, one] in factors {
         let (low, high) = scratch[..2 * half].split_at_mut(half);
@@ -106,8 +104,10 @@ fn fill_table<R: Real>(
         }
         half *= 2;
     }
-    table.clear();
-    table.extend(scratch.iter().map(|z| Complex::new(R::from_f64(z.re), R::from_f64(z.im))));
+    table.resize(scratch.len(), Complex::new(R::zero(), R::zero()));
+    for (value, z) in table.iter_mut().zip(&*scratch) {
+        *value = Complex::new(R::from_f64(z.re), R::from_f64(z.im));
+    }
 }
 
 /// Writes `low` times each of `high` to `state`, one after another; `rotated` is i times `low`.

@@ -42,6 +42,14 @@ pub struct Diagonal {
     pub final_hadamard: bool,
     /// Whether feature 0 belongs to the most significant bit.
     pub big_endian: bool,
+    /// For every pair of bits, in `pair_index` order, the position of its features among the pairs.
+    positions: Vec<u32>,
+    /// The multiplicity at each of these positions.
+    by_bits: Vec<u64>,
+}
+
+const fn pairs_of(n: usize) -> usize {
+    n * (n - 1) / 2
 }
 
 /// Position of pair `(j, k)`, `j < k`, in the order (0,1), (0,2), ..., (n-2,n-1).
@@ -78,7 +86,7 @@ pub fn radians(turns: Turns) -> f64 {
 }
 
 /// The quadratic phase of one sample.
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
+#[derive(Debug, Clone, Default)]
 pub struct QuadraticPhase {
     /// `c`.
     pub constant: Turns,
@@ -86,6 +94,8 @@ pub struct QuadraticPhase {
     pub singles: Vec<Turns>,
     /// `w_jk`, by pair of bits, `pair_index` order.
     pub pairs: Vec<Turns>,
+    /// The angles that they were made of.
+    angles: Vec<f64>,
 }
 
 impl Diagonal {
@@ -98,11 +108,28 @@ impl Diagonal {
         big_endian: bool,
     ) -> Self {
         let n = num_qubits as usize;
-        let mut multiplicity = vec![0; n * (n - 1) / 2];
+        let mut multiplicity = vec![0; pairs_of(n)];
         for &(j, k) in pairs {
             multiplicity[pair_index(n, j as usize, k as usize)] += 1;
         }
-        Self { num_qubits, terms, multiplicity, reps, final_hadamard, big_endian }
+        let position = |(j, k)| {
+            if big_endian { pair_index(n, n - 1 - k, n - 1 - j) } else { pair_index(n, j, k) }
+        };
+        let positions: Vec<u32> = (0..n)
+            .flat_map(|j| (j + 1..n).map(move |k| (j, k)))
+            .map(|bits| position(bits) as u32)
+            .collect();
+        let by_bits = positions.iter().map(|&pair| u64::from(multiplicity[pair as usize])).collect();
+        Self {
+            num_qubits,
+            terms,
+            multiplicity,
+            reps,
+            final_hadamard,
+            big_endian,
+            positions,
+            by_bits,
+        }
     }
 
     /// The coefficients for the features `x` of one sample, by bit of the index.
@@ -116,56 +143,68 @@ impl Diagonal {
     #[inline(always)]
     pub fn quadratic_phase_into(&self, x: &[f64], phase: &mut QuadraticPhase) {
         let n = self.num_qubits as usize;
-        let feature = |bit: usize| if self.big_endian { n - 1 - bit } else { bit };
-        // Every pair of bits, in order, with the position of its features among the pairs.
-        let pairs = (0..n).flat_map(|j| (j + 1..n).map(move |k| (j, k))).map(|(j, k)| {
-            let (a, b) = (feature(j), feature(k));
-            (j, k, pair_index(n, a.min(b), a.max(b)))
-        });
-        let QuadraticPhase { constant, singles, pairs: couplings } = phase;
-        // Angles first: then all of them become turns in two loops.
-        singles.clear();
-        singles.extend((0..n).map(|bit| x[feature(bit)].to_bits()));
-        couplings.clear();
-        couplings.extend(pairs.clone().map(|(j, k, pair)| {
-            let (a, b) = (f64::from_bits(singles[j]), f64::from_bits(singles[k]));
-            let angle = match self.terms {
-                PairTerms::Explicit => x[n + pair],
-                PairTerms::Zz => 2.0 * (PI - a) * (PI - b),
-                PairTerms::Multi => a * b,
-            };
-            angle.to_bits()
-        }));
-        *constant = 0;
-        if self.terms == PairTerms::Multi {
-            for &x in &*singles {
-                *constant = constant.wrapping_sub(turns(0.5 * f64::from_bits(x)));
+        let QuadraticPhase { constant, singles, pairs, angles } = phase;
+        // Angles first: then all of them become turns in one loop.
+        angles.clear();
+        angles.extend_from_slice(&x[..n]);
+        if self.big_endian {
+            angles.reverse();
+        }
+        if self.terms == PairTerms::Explicit {
+            if self.big_endian {
+                angles.extend(self.positions.iter().map(|&pair| x[n + pair as usize]));
+            } else {
+                angles.extend_from_slice(&x[n..]);
             }
-            for (&angle, (_, _, pair)) in couplings.iter().zip(pairs.clone()) {
-                let half = turns(0.5 * f64::from_bits(angle));
-                let times = u64::from(self.multiplicity[pair]);
-                *constant = constant.wrapping_sub(half.wrapping_mul(times));
+        } else {
+            angles.resize(n + pairs_of(n), 0.0);
+            let (x, mut rest) = angles.split_at_mut(n);
+            for j in 0..n {
+                let row;
+                (row, rest) = rest.split_at_mut(n - 1 - j);
+                for (angle, &b) in row.iter_mut().zip(&x[j + 1..]) {
+                    *angle = match self.terms {
+                        PairTerms::Zz => 2.0 * (PI - x[j]) * (PI - b),
+                        _ => x[j] * b,
+                    };
+                }
             }
         }
         let factor = if self.terms == PairTerms::Zz { 2.0 } else { 1.0 };
-        for single in &mut *singles {
-            *single = turns(factor * f64::from_bits(*single));
+        singles.resize(n, 0);
+        for (single, &angle) in singles.iter_mut().zip(&angles[..n]) {
+            *single = turns(factor * angle);
         }
-        for coupling in &mut *couplings {
-            *coupling = turns(f64::from_bits(*coupling));
+        pairs.resize(pairs_of(n), 0);
+        for (pair, &angle) in pairs.iter_mut().zip(&angles[n..]) {
+            *pair = turns(angle);
         }
-        for (coupling, (j, k, pair)) in couplings.iter_mut().zip(pairs) {
-            let times = u64::from(self.multiplicity[pair]);
-            if self.terms == PairTerms::Explicit {
-                *coupling = if times == 0 { 0 } else { *coupling };
-                continue;
+        *constant = 0;
+        if self.terms == PairTerms::Explicit {
+            return;
+        }
+        if self.terms == PairTerms::Multi {
+            for &x in &angles[..n] {
+                *constant = constant.wrapping_sub(turns(0.5 * x));
             }
-            // What the pair adds to each single and takes twice from the pair term.
-            let shared = coupling.wrapping_mul(times);
-            for bit in [j, k] {
-                singles[bit] = singles[bit].wrapping_add(shared);
+            for (&angle, &times) in angles[n..].iter().zip(&self.by_bits) {
+                *constant = constant.wrapping_sub(turns(0.5 * angle).wrapping_mul(times));
             }
-            *coupling = shared.wrapping_mul(2).wrapping_neg();
+        }
+        // What a pair adds to each of its singles and takes twice from its own term.
+        for (pair, &times) in pairs.iter_mut().zip(&self.by_bits) {
+            *pair = pair.wrapping_mul(times);
+        }
+        let mut rest = &mut **pairs;
+        for j in 0..n {
+            let row;
+            (row, rest) = rest.split_at_mut(n - 1 - j);
+            let (below, above) = singles.split_at_mut(j + 1);
+            for (pair, above) in row.iter_mut().zip(above) {
+                below[j] = below[j].wrapping_add(*pair);
+                *above = above.wrapping_add(*pair);
+                *pair = pair.wrapping_mul(2).wrapping_neg();
+            }
         }
     }
 
