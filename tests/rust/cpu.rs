@@ -7,7 +7,8 @@ use common::{CONVENTIONS, batch, encodings, feature_counts, reference, values};
 use num_complex::Complex;
 use proptest::prelude::*;
 use qdp_core::{
-    DType, Device, EncodeOptions, EncodeSpec, Encoding, Engine, Error, Input, Output, Precision,
+    Convention, DType, Device, EncodeOptions, EncodeSpec, Encoding, Engine, Entanglement, Error,
+    Input, Output, Precision,
 };
 
 fn engine() -> Engine {
@@ -60,6 +61,88 @@ fn large_states_equal_the_definition_at_sampled_indices() {
                 let worst = got.iter().zip(&expected).map(|(a, b)| (a - b).norm());
                 assert!(worst.fold(0.0, f64::max) < 1e-13);
             }
+        }
+    }
+}
+
+/// Sizes on both sides of the switch from one table of all phases to rows of a table.
+#[test]
+fn diagonals_of_several_chunks_equal_the_definition() {
+    let engine = engine();
+    let pairs = Entanglement::Pairs(vec![(0, 9), (2, 10), (10, 2), (4, 5)]);
+    for encoding in [
+        Encoding::Iqp,
+        Encoding::Zz { reps: 2, entanglement: Entanglement::Full },
+        Encoding::IqpEmbedding { reps: 1, entanglement: pairs.clone() },
+        Encoding::IqpEmbedding { reps: 2, entanglement: pairs },
+    ] {
+        for (n, convention) in [(11, Convention::Qdp), (12, Convention::PennyLane)] {
+            let spec = EncodeSpec::new(encoding.clone(), n).unwrap().with_convention(convention);
+            let x = values(spec.num_features(), 5);
+            let expected = reference(&spec, &x);
+            let input = Input::sample(&x);
+            let double = engine.encode(&input, &spec, None).unwrap();
+            let single = engine.encode(&input, &spec, Some(Precision::Complex64)).unwrap();
+            for (i, want) in expected.iter().enumerate() {
+                let got = double.as_slice::<f64>().unwrap()[i];
+                assert!((got - want).norm() < 1e-14, "{spec:?} index {i}");
+                let got = single.as_slice::<f32>().unwrap()[i];
+                let got = Complex::new(f64::from(got.re), f64::from(got.im));
+                assert!((got - want).norm() < 1e-6, "{spec:?} index {i}");
+            }
+        }
+    }
+}
+
+/// A state does not depend on what else is in the batch or on which thread made it, and rows of an
+/// output with gaps leave the gaps alone.
+#[test]
+fn states_of_a_large_batch_equal_those_of_their_samples_alone() {
+    let engine = engine();
+    let gap = Complex::new(-7.0, 7.0);
+    for encoding in encodings() {
+        for n in [1, 3, 5, 8, 11] {
+            let spec = EncodeSpec::new(encoding.clone(), n).unwrap();
+            let features = spec.num_features();
+            let count = (1 << 18 >> n).min(3000) + 1;
+            let mut data = batch(&spec, features, count);
+            if matches!(encoding, Encoding::Angle { .. } | Encoding::Phase) {
+                data[features] = 3e7; // takes another way to its sine than its neighbours
+            }
+            let input = Input::rows(&data, features).unwrap();
+            let stride = spec.dim() + 3;
+            let mut memory = vec![gap; count * stride];
+            // SAFETY: the memory holds `count` rows of this stride and outlives the output.
+            let mut output = unsafe {
+                let ptr = memory.as_mut_ptr().cast();
+                let shape = (count, spec.dim());
+                Output::from_raw(ptr, Precision::Complex128, Device::Cpu, shape, stride)
+            };
+            let options = EncodeOptions::default();
+            let _ = engine.encode_into(&input, &spec, &mut output, &options).unwrap();
+            for row in (0..count).step_by(97).chain([1, count - 1]) {
+                let sample = Input::sample(&data[row * features..][..features]);
+                let alone = engine.encode(&sample, &spec, None).unwrap();
+                let (state, rest) = memory[row * stride..][..stride].split_at(spec.dim());
+                assert_eq!(state, alone.as_slice::<f64>().unwrap(), "{spec:?} row {row}");
+                assert!(rest.iter().all(|&z| z == gap), "{spec:?} row {row}");
+            }
+        }
+    }
+}
+
+#[test]
+fn the_first_bad_sample_of_a_large_batch_is_named() {
+    let engine = engine();
+    for (encoding, n) in [(Encoding::Amplitude, 4), (Encoding::Phase, 4), (Encoding::Iqp, 10)] {
+        let spec = EncodeSpec::new(encoding, n).unwrap();
+        let features = spec.num_features();
+        let mut data = batch(&spec, features, 9000);
+        for sample in [8999, 4321, 700] {
+            data[sample * features + 2] = f64::INFINITY;
+            let error = engine.encode(&Input::rows(&data, features).unwrap(), &spec, None);
+            let expected = Error::NonFinite { sample, position: 2, nan: false };
+            assert_eq!(error.unwrap_err(), expected);
         }
     }
 }

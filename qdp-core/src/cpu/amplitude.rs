@@ -1,7 +1,7 @@
 //! Amplitude encoding: one pass for the norm, one to scale and pad.
 
 use super::parallel::ENCODE;
-use super::{CHUNK, PIECE, Rows, Within, for_chunks};
+use super::{PIECE, Rows, Within, for_chunks};
 use crate::element::{DType, Element, Precision, Real};
 use crate::encoding::amplitude::{non_finite, norm};
 use crate::error::Result;
@@ -10,7 +10,7 @@ use multiversion::multiversion;
 use num_complex::Complex;
 
 pub(super) fn encode<T: Element, R: Real>(rows: Rows<'_, R>) -> Result<()> {
-    let Rows { input, first, states, within, store } = rows;
+    let Rows { input, first, states, within } = rows;
     for (sample, state) in (first..).zip(states) {
         let row = input.row::<T>(sample);
         let sum = sum_of_squares(row, within);
@@ -20,11 +20,8 @@ pub(super) fn encode<T: Element, R: Real>(rows: Rows<'_, R>) -> Result<()> {
         // Half a rounding more than a division, and several times as fast.
         let inverse = 1.0 / norm(sample, sum)?;
         for_chunks(state, PIECE, within, |first, piece| {
-            for (chunk, first) in piece.chunks_mut(CHUNK).zip((first..).step_by(CHUNK)) {
-                let end = (first + chunk.len()).min(row.len());
-                let part = row.range(first.min(end)..end);
-                store.fill(chunk, |chunk| scale(part, inverse, chunk));
-            }
+            let end = (first + piece.len()).min(row.len());
+            scale(row.range(first.min(end)..end), inverse, piece);
         });
     }
     Ok(())
@@ -117,5 +114,12 @@ fn sum_slice<T: Element>(values: &[T]) -> f64 {
             *lane += square(x);
         }
     }
-    lanes.iter().sum::<f64>() + rest.iter().map(|&x| square(x)).sum::<f64>()
+    let mut half = LANES / 2;
+    while half > 0 {
+        for i in 0..half {
+            lanes[i] += lanes[i + half];
+        }
+        half /= 2;
+    }
+    lanes[0] + rest.iter().map(|&x| square(x)).sum::<f64>()
 }

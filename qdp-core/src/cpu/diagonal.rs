@@ -23,7 +23,7 @@ const ROW: usize = 1 << ROW_BITS;
 const COLUMN: usize = 1 << (LOW_BITS - ROW_BITS);
 
 pub(super) fn encode<T: Element, R: Trig>(diagonal: &Diagonal, rows: Rows<'_, R>) -> Result<()> {
-    let Rows { input, first, states, within, store } = rows;
+    let Rows { input, first, states, within } = rows;
     let mut x = vec![0.0; input.features()];
     let mut phase = QuadraticPhase::default();
     let mut low = Split::new(1 << LOW_BITS.min(diagonal.num_qubits as usize));
@@ -41,13 +41,7 @@ pub(super) fn encode<T: Element, R: Trig>(diagonal: &Diagonal, rows: Rows<'_, R>
             };
             let chunk = low.re.len();
             for_chunks(state, chunk, within, |first, chunk| {
-                if rep > 0 {
-                    apply(&layer, first, chunk);
-                } else if layer.hadamard {
-                    start(&layer, first, chunk);
-                } else {
-                    store.fill(chunk, |chunk| start(&layer, first, chunk));
-                }
+                if rep == 0 { start(&layer, first, chunk) } else { apply(&layer, first, chunk) }
             });
             if layer.hadamard {
                 transform_high(state, chunk, within);

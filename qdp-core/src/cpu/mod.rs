@@ -9,7 +9,6 @@ mod diagonal;
 pub(crate) mod memory;
 pub(crate) mod parallel;
 mod product;
-mod store;
 mod trig;
 mod walsh_hadamard;
 
@@ -22,7 +21,6 @@ use crate::input::{Input, Output, Row, RowsMut};
 use num_complex::Complex;
 use parallel::ENCODE;
 use parking_lot::Mutex;
-use store::Store;
 use trig::Trig;
 
 /// States up to this many amplitudes belong to one thread each.
@@ -36,8 +34,6 @@ const GROUP_WORK: usize = 1 << 14;
 const CHUNK: usize = 1 << 10;
 /// Amplitudes of a larger state that a thread takes at a time.
 const PIECE: usize = 1 << 14;
-/// Results from this size on are written past the caches, which would not hold them anyway.
-const STREAM_BYTES: usize = 8 << 20;
 
 /// How the work of one state is run.
 #[derive(Clone, Copy, PartialEq)]
@@ -52,7 +48,6 @@ struct Rows<'a, R> {
     first: usize,
     states: RowsMut<'a, R>,
     within: Within,
-    store: Store,
 }
 
 /// Encodes a host input into a host output.
@@ -76,14 +71,9 @@ fn encode_as<T: Element, R: Trig>(
 ) -> Result<()> {
     let work = work_per_sample(form, spec);
     let parallel = input.batch().saturating_mul(work) >= PARALLEL_WORK;
-    let store = if input.batch() * spec.dim() * size_of::<Complex<R>>() >= STREAM_BYTES {
-        Store::PastCaches
-    } else {
-        Store::Cached
-    };
     let states = output.rows_mut::<R>();
     let run = |first, states, within| {
-        let rows = Rows { input, first, states, within, store };
+        let rows = Rows { input, first, states, within };
         match form {
             Form::Amplitude => amplitude::encode::<T, R>(rows),
             Form::Basis => encode_basis::<T, R>(spec, rows),
@@ -122,12 +112,11 @@ fn work_per_sample(form: &Form, spec: &EncodeSpec) -> usize {
 }
 
 fn encode_basis<T: Element, R: Real>(spec: &EncodeSpec, rows: Rows<'_, R>) -> Result<()> {
-    let zero = [Complex::new(R::zero(), R::zero()); CHUNK];
     for (sample, state) in (rows.first..).zip(rows.states) {
         let value = rows.input.row::<T>(sample).get(0).to_f64();
         let index = basis::index(sample, value, spec.num_qubits())?;
-        for_chunks(state, CHUNK, rows.within, |_, chunk| {
-            rows.store.copy(&zero[..chunk.len()], chunk)
+        for_chunks(state, PIECE, rows.within, |_, piece| {
+            piece.fill(Complex::new(R::zero(), R::zero()));
         });
         state[index] = Complex::new(R::one(), R::zero());
     }

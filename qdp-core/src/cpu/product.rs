@@ -1,7 +1,7 @@
 //! Product states: the outer product of a table over the low bits and a table over the high bits.
 
 use super::trig::{Trig, cos_sin};
-use super::{CHUNK, PIECE, Rows, features, for_chunks, reals, reals_mut};
+use super::{PIECE, Rows, features, for_chunks, reals, reals_mut};
 use crate::element::{Element, Real};
 use crate::encoding::product::{Factor, Product};
 use crate::error::Result;
@@ -12,7 +12,7 @@ use num_complex::Complex;
 const LOW_BITS: usize = 9;
 
 pub(super) fn encode<T: Element, R: Trig>(product: &Product, rows: Rows<'_, R>) -> Result<()> {
-    let Rows { input, first, states, within, store } = rows;
+    let Rows { input, first, states, within } = rows;
     let n = input.features();
     let bits = product.factor == Factor::Bit;
     let mut x = vec![0.0; states.len() * n];
@@ -27,9 +27,7 @@ pub(super) fn encode<T: Element, R: Trig>(product: &Product, rows: Rows<'_, R>) 
     for (state, factors) in states.zip(factors.chunks_exact(n)) {
         tables.prepare(factors);
         for_chunks(state, PIECE, within, |first, piece| {
-            for (chunk, first) in piece.chunks_mut(CHUNK).zip((first..).step_by(CHUNK)) {
-                store.fill(chunk, |chunk| tables.fill(first, chunk));
-            }
+            tables.fill(first, piece);
         });
     }
     Ok(())

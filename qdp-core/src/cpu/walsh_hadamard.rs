@@ -109,7 +109,11 @@ fn split<T, const N: usize>(group: &mut [T]) -> [&mut [T]; N] {
 #[inline(always)]
 fn combine<R: Real, const N: usize>(rows: [&mut [R]; N]) {
     // A vector register of AVX2.
-    if size_of::<R>() == 4 { combine_lanes::<R, N, 8>(rows) } else { combine_lanes::<R, N, 4>(rows) }
+    if size_of::<R>() == 4 {
+        combine_lanes::<R, N, 8>(rows)
+    } else {
+        combine_lanes::<R, N, 4>(rows)
+    }
 }
 
 #[inline(always)]

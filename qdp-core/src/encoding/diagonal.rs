@@ -119,7 +119,8 @@ impl Diagonal {
             .flat_map(|j| (j + 1..n).map(move |k| (j, k)))
             .map(|bits| position(bits) as u32)
             .collect();
-        let by_bits = positions.iter().map(|&pair| u64::from(multiplicity[pair as usize])).collect();
+        let by_bits =
+            positions.iter().map(|&pair| u64::from(multiplicity[pair as usize])).collect();
         Self {
             num_qubits,
             terms,
