@@ -4,6 +4,10 @@
 //! threads share the chunks of a larger state, one state after another. Small calls run on the
 //! caller's thread. Results do not depend on the number of threads.
 
+// What is not inlined into a function with several versions is not compiled for the processor's
+// vectors.
+#![allow(clippy::inline_always)]
+
 mod amplitude;
 mod diagonal;
 pub(crate) mod memory;

@@ -39,8 +39,8 @@ fn share<R: Real, const N: usize>(group: &mut [Complex<R>], within: Within) {
 }
 
 #[multiversion(targets("x86_64+avx2+fma"))]
-fn combine_rows<R: Real, const N: usize>(rows: [&mut [R]; N]) {
-    combine(rows);
+fn combine_rows<R: Real, const N: usize>(mut rows: [&mut [R]; N]) {
+    combine(&mut rows);
 }
 
 /// Transforms a state that the first-level cache holds. For callers that are compiled for the
@@ -53,9 +53,9 @@ pub(super) fn transform_cached<R: Real>(state: &mut [Complex<R>]) {
         let radix = (reals.len() / (2 * stride)).min(8);
         for group in reals.chunks_exact_mut(radix * 2 * stride) {
             match radix {
-                2 => combine(split::<R, 2>(group)),
-                4 => combine(split::<R, 4>(group)),
-                _ => combine(split::<R, 8>(group)),
+                2 => combine(&mut split::<R, 2>(group)),
+                4 => combine(&mut split::<R, 4>(group)),
+                _ => combine(&mut split::<R, 8>(group)),
             }
         }
         stride *= radix;
@@ -107,17 +107,17 @@ fn split<T, const N: usize>(group: &mut [T]) -> [&mut [T]; N] {
 
 /// Transforms over the rows: at every position, the values of the `N` rows there.
 #[inline(always)]
-fn combine<R: Real, const N: usize>(rows: [&mut [R]; N]) {
+fn combine<R: Real, const N: usize>(rows: &mut [&mut [R]; N]) {
     // A vector register of AVX2.
     if size_of::<R>() == 4 {
-        combine_lanes::<R, N, 8>(rows)
+        combine_lanes::<R, N, 8>(rows);
     } else {
-        combine_lanes::<R, N, 4>(rows)
+        combine_lanes::<R, N, 4>(rows);
     }
 }
 
 #[inline(always)]
-fn combine_lanes<R: Real, const N: usize, const LANES: usize>(mut rows: [&mut [R]; N]) {
+fn combine_lanes<R: Real, const N: usize, const LANES: usize>(rows: &mut [&mut [R]; N]) {
     let blocks = rows[0].len() / LANES;
     for block in 0..blocks {
         let at = block * LANES;

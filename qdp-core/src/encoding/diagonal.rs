@@ -64,6 +64,7 @@ pub type Turns = u64;
 ///
 /// Without a branch, so that a loop over phases is vectorised.
 #[inline(always)]
+#[allow(clippy::inline_always)]
 pub fn turns(phase: f64) -> Turns {
     // 1/(2 pi) in two doubles, so that the product keeps the bits below the first one's rounding.
     const HIGH: f64 = 0.159_154_943_091_895_35;
@@ -141,7 +142,8 @@ impl Diagonal {
     }
 
     /// [`Self::quadratic_phase`] into memory that is there already.
-    #[inline(always)]
+    #[inline(always)] // into code for the processor's vectors
+    #[allow(clippy::inline_always)]
     pub fn quadratic_phase_into(&self, x: &[f64], phase: &mut QuadraticPhase) {
         let n = self.num_qubits as usize;
         let QuadraticPhase { constant, singles, pairs, angles } = phase;

@@ -50,7 +50,8 @@ impl Factor {
     }
 
     /// The factor for feature `x`, given `exp(i scale x)` and `exp(i global x)`.
-    #[inline(always)]
+    #[inline(always)] // into code for the processor's vectors
+    #[allow(clippy::inline_always)]
     pub fn combine(self, x: f64, phase: Complex<f64>, common: Complex<f64>) -> [Complex<f64>; 2] {
         let zero = Complex::new(0.0, 0.0);
         match self {
