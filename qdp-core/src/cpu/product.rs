@@ -38,12 +38,17 @@ pub(super) fn encode<T: Element, R: Trig>(product: &Product, rows: Rows<'_, R>) 
 fn factors(factor: Factor, x: &[f64]) -> Vec<[Complex<f64>; 2]> {
     let (scale, global) = factor.scales();
     let (mut cos, mut sin) = (vec![0.0; x.len()], vec![0.0; x.len()]);
-    let (mut common_cos, mut common_sin) = (vec![1.0; x.len()], vec![0.0; x.len()]);
     cos_sin(x, scale, &mut cos, &mut sin);
-    if global != 0.0 {
-        cos_sin(x, global, &mut common_cos, &mut common_sin);
-    }
     let mut factors = vec![[Complex::new(0.0, 0.0); 2]; x.len()];
+    if global == 0.0 {
+        let one = Complex::new(1.0, 0.0);
+        for (i, value) in factors.iter_mut().enumerate() {
+            *value = factor.combine(x[i], Complex::new(cos[i], sin[i]), one);
+        }
+        return factors;
+    }
+    let (mut common_cos, mut common_sin) = (vec![0.0; x.len()], vec![0.0; x.len()]);
+    cos_sin(x, global, &mut common_cos, &mut common_sin);
     for (i, value) in factors.iter_mut().enumerate() {
         let phase = Complex::new(cos[i], sin[i]);
         *value = factor.combine(x[i], phase, Complex::new(common_cos[i], common_sin[i]));
