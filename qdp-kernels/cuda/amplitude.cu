@@ -1,174 +1,263 @@
 // Amplitude encoding: x / norm(x), zero-padded to 2^n.
 //
-// Squares are summed in double for every type. Rows up to ROW_MAX amplitudes take one block: a
-// read for the norm, then a second read, which the caches serve, to scale. Longer rows take two
-// kernels: the sums of squares of their chunks, then the scaling, whose blocks add the sums up in
-// a fixed order. No floating-point atomics: results are the same from run to run.
+// Short rows are kept in the registers of a group of threads until their norm is known, several
+// rows to a block where they are small: one read, one write. Long rows are cut into chunks. Each
+// block sums the squares of one chunk, then scales a chunk of an earlier row, whose sums are there
+// or about to be: one read from memory, a second one which the L2 cache serves, one write.
+//
+// Squares are summed in double for every type, in an order that depends on the length of the row
+// alone: results are the same from run to run, whatever else is in the batch.
 
 #include "common.cuh"
+#include "team.cuh"
 
 namespace qdp {
 
 struct AmplitudeArgs : Args {
-    double* partials;  // sums of squares of the chunks of long rows
-    uint64_t chunk;    // amplitudes per chunk
+    Slot* sums;      // of the chunks of long rows, zero before
+    Slot* totals;    // of long rows, zero before
+    uint64_t lag;    // how many chunks behind the sums long rows are scaled
+    uint32_t group;  // threads of a short row, a power of two
+    uint32_t phased;
 };
 
 // 2^-960; see qdp-core/src/encoding/amplitude.rs.
 __device__ const double MIN_NORM_SQUARED = 1.0261342003245941e-289;
 
-constexpr int MAX_WARPS = 32;
+constexpr uint32_t MAX_UNITS = 8;    // of a thread
+constexpr uint32_t MAX_GROUP = 512;  // threads of a short row
 
-// Sum over the block, the same in every thread. Fixed order.
-__device__ double block_sum(double value) {
-    __shared__ double warps[MAX_WARPS];
-    for (int offset = 16; offset > 0; offset >>= 1) {
-        value += __shfl_xor_sync(0xffffffff, value, offset);
+// Amplitudes that fill a store of 16 bytes.
+template <class R>
+constexpr uint32_t UNIT = 16 / sizeof(Complex<R>);
+
+// The values of as many, aligned so that they are read at once.
+template <class T, class R>
+struct alignas(UNIT<R> * sizeof(T) < 16 ? UNIT<R> * sizeof(T) : 16) Unit {
+    T x[UNIT<R>];
+};
+
+// What a thread has of a row: the units at `first`, `first + step` and so on.
+template <class T, class R>
+struct Part {
+    const Args& args;
+    uint64_t row, first;
+    uint32_t step;
+    Unit<T, R> units[MAX_UNITS];
+
+    __device__ __forceinline__ Part(const Args& args, uint64_t row, uint64_t first, uint32_t step)
+        : args(args), row(row), first(first), step(step) {}
+
+    // Whether all rows of input and output are made of aligned units, as many as the threads take.
+    __device__ __forceinline__ bool whole() const {
+        const uint64_t dim = uint64_t(1) << args.num_qubits;
+        const bool aligned =
+            reinterpret_cast<uintptr_t>(args.input) % alignof(Unit<T, R>) == 0 &&
+            reinterpret_cast<uintptr_t>(args.output) % 16 == 0 &&
+            (args.row_stride | args.output_stride) % UNIT<R> == 0;
+        return aligned && args.col_stride == 1 && args.features == dim && dim >= MAX_UNITS * step;
     }
-    const int warp = threadIdx.x / 32;
-    const int count = (blockDim.x + 31) / 32;
-    if (threadIdx.x % 32 == 0) warps[warp] = value;
-    __syncthreads();
-    double sum = 0.0;
-    for (int w = 0; w < count; ++w) sum += warps[w];
-    __syncthreads();
-    return sum;
-}
 
-// Sum of squares of a part of a row, over the block. A non-finite value is looked for only where
-// the sum shows that there may be one.
-template <class T>
-__device__ double sum_of_squares(const Args& args, uint64_t row, uint64_t begin, uint64_t end) {
-    // Four independent sums: one chain of additions would wait for its own latency.
-    double sum[4] = {0.0, 0.0, 0.0, 0.0};
-    const uint64_t step = blockDim.x;
-    uint64_t i = begin + threadIdx.x;
-    for (; i + 3 * step < end; i += 4 * step) {
-        for (int u = 0; u < 4; ++u) {
-            const Complex<double> z = to_complex(load<T>(args, row, i + u * step));
-            sum[u] += z.re * z.re + z.im * z.im;
+    // With zeros behind the features.
+    __device__ __forceinline__ void load() {
+        const T* const in =
+            static_cast<const T*>(args.input) + static_cast<int64_t>(row) * args.row_stride;
+        if (whole()) {
+            const T* const from = in + first;
+#pragma unroll
+            for (uint32_t u = 0; u < MAX_UNITS; ++u) {
+                units[u] = *reinterpret_cast<const Unit<T, R>*>(from + u * step);
+            }
+        } else {
+            const bool aligned = args.col_stride == 1 &&
+                                 reinterpret_cast<uintptr_t>(in) % alignof(Unit<T, R>) == 0;
+#pragma unroll
+            for (uint32_t u = 0; u < MAX_UNITS; ++u) {
+                const uint64_t i = first + u * step;
+                units[u] = {};
+                if (aligned && i + UNIT<R> <= args.features) {
+                    units[u] = *reinterpret_cast<const Unit<T, R>*>(in + i);
+                } else {
+#pragma unroll
+                    for (uint32_t k = 0; k < UNIT<R>; ++k) {
+                        if (i + k >= args.features) break;
+                        units[u].x[k] = in[static_cast<int64_t>(i + k) * args.col_stride];
+                    }
+                }
+            }
+        }
+        settle();
+    }
+
+    // Makes the compiler load all units before it converts one: it would else convert each where
+    // it is loaded, and wait for it before the next load starts.
+    __device__ __forceinline__ void settle() {
+        constexpr uint32_t WORDS = (sizeof(Unit<T, R>) + 3) / 4;
+#pragma unroll
+        for (uint32_t u = 0; u < MAX_UNITS; ++u) {
+            uint32_t words[WORDS] = {};
+            memcpy(words, &units[u], sizeof(units[u]));
+            for (uint32_t w = 0; w < WORDS; ++w) asm volatile("" : "+r"(words[w]));
+            memcpy(&units[u], words, sizeof(units[u]));
         }
     }
-    for (; i < end; i += step) {
-        const Complex<double> z = to_complex(load<T>(args, row, i));
-        sum[0] += z.re * z.re + z.im * z.im;
+
+    __device__ __forceinline__ double sum_of_squares() const {
+        double sum[2] = {0.0, 0.0};
+#pragma unroll
+        for (uint32_t u = 0; u < MAX_UNITS; ++u) {
+#pragma unroll
+            for (uint32_t k = 0; k < UNIT<R>; ++k) {
+                const Complex<double> z = to_complex(units[u].x[k]);
+                sum[(u * UNIT<R> + k) % 2] += z.re * z.re + z.im * z.im;
+            }
+        }
+        return sum[0] + sum[1];
     }
-    const double total = block_sum((sum[0] + sum[1]) + (sum[2] + sum[3]));
-    if (!isfinite(total)) {
-        for (uint64_t j = begin + threadIdx.x; j < end; j += step) {
-            const Complex<double> z = to_complex(load<T>(args, row, j));
+
+    // Scales and stores. The inverse of a bad row's norm is NaN, and what it multiplies becomes
+    // NaN in real and imaginary part. The product's rounding in double disappears in float's.
+    __device__ __forceinline__ void store(double inverse) const {
+        const uint64_t dim = uint64_t(1) << args.num_qubits;
+        Complex<R>* const out = output_row<R>(args, row) + first;
+        const bool aligned = reinterpret_cast<uintptr_t>(out) % 16 == 0;
+        const auto store_unit = [&](uint32_t u, bool together) {
+            Complex<R> z[UNIT<R>];
+#pragma unroll
+            for (uint32_t k = 0; k < UNIT<R>; ++k) {
+                z[k] = round_to<R>(to_complex(units[u].x[k]) * inverse);
+            }
+            if (together) {
+                float4 bytes;
+                memcpy(&bytes, z, sizeof(bytes));
+                __stcs(reinterpret_cast<float4*>(out + u * step), bytes);
+            } else {
+#pragma unroll
+                for (uint32_t k = 0; k < UNIT<R>; ++k) out[u * step + k] = z[k];
+            }
+        };
+        if (whole()) {
+#pragma unroll
+            for (uint32_t u = 0; u < MAX_UNITS; ++u) store_unit(u, true);
+        } else {
+#pragma unroll
+            for (uint32_t u = 0; u < MAX_UNITS; ++u) {
+                if (first + u * step < dim) store_unit(u, aligned);
+            }
+        }
+    }
+
+    // Reports the first value that is not finite.
+    __device__ void report_bad() const {
+#pragma unroll 1
+        for (uint32_t j = 0; j < MAX_UNITS * UNIT<R>; ++j) {
+            const uint64_t i = first + j / UNIT<R> * step + j % UNIT<R>;
+            if (i >= args.features) break;
+            const Complex<double> z = to_complex(qdp::load<T>(args, row, i));
             const double bad = isfinite(z.re) ? z.im : z.re;
             if (!isfinite(bad)) {
-                report(args, row, j, reason_not_finite(bad));
+                report(args, row, i, reason_not_finite(bad));
                 break;
             }
         }
     }
-    return total;
-}
+};
 
-// The norm, or NaN after reporting why there is none. A position of `features` says that the
-// row as a whole is bad; it sorts behind a bad value in the row.
-__device__ double norm(const Args& args, uint64_t row, double sum, bool reporter) {
-    if (isfinite(sum) && sum >= MIN_NORM_SQUARED) return sqrt(sum);
+// 1 / norm, or NaN where there is none; the reporter says why. A position of `features` says that
+// the row as a whole is bad; it sorts behind a bad value in the row.
+__device__ inline double inverse_norm(const Args& args, uint64_t row, double sum, bool reporter) {
+    if (isfinite(sum) && sum >= MIN_NORM_SQUARED) return rsqrt(sum);
     if (reporter && !isnan(sum)) {
         report(args, row, args.features, isinf(sum) ? NORM_OVERFLOW : ZERO_NORM);
     }
     return not_a_number<double>().re;
 }
 
-// z / norm. The product's rounding in double disappears in the rounding to float.
-template <class R>
-__device__ __forceinline__ Complex<R> quotient(Complex<double> z, double norm, double inverse) {
-    if constexpr (sizeof(R) == sizeof(double)) {
-        return {z.re / norm, z.im / norm};
-    } else {
-        return round_to<R>(z * inverse);
+template <class T, class R>
+__device__ void amplitude_short(const AmplitudeArgs& args) {
+    __shared__ double warps[MAX_WARPS];
+    const uint32_t lane = threadIdx.x & (args.group - 1);
+    const uint64_t thread = static_cast<uint64_t>(blockIdx.x) * blockDim.x + threadIdx.x;
+    const uint64_t row = thread >> __popc(args.group - 1);
+    // Threads beyond the batch take part in the sums: they repeat its last row.
+    const bool inside = row < args.batch;
+    Part<T, R> part(args, inside ? row : args.batch - 1, lane * UNIT<R>, args.group * UNIT<R>);
+    part.load();
+    const double sum = group_sum(part.sum_of_squares(), args.group, warps);
+    if (!inside) return;
+    if (!isfinite(sum)) part.report_bad();
+    part.store(inverse_norm(args, row, sum, lane == 0));
+}
+
+// Sum of squares of a whole long row.
+__device__ inline double total(const AmplitudeArgs& args, uint64_t row, uint32_t chunks,
+                               bool first, double (&warps)[MAX_WARPS]) {
+    Slot* const sums = args.sums + row * chunks;
+    if (chunks <= 32) {
+        const uint32_t lane = threadIdx.x % 32;
+        return group_sum(lane < chunks ? await(sums[lane]) : 0.0, 32, warps);
     }
+    if (!first) return await(args.totals[row]);
+    double sum = 0.0;
+    for (uint32_t chunk = threadIdx.x; chunk < chunks; chunk += blockDim.x) {
+        sum += await(sums[chunk]);
+    }
+    sum = group_sum(sum, blockDim.x, warps);
+    if (threadIdx.x == 0) publish(args.totals[row], sum);
+    return sum;
 }
 
 template <class T, class R>
-__device__ void scale_part(const Args& args, uint64_t row, uint64_t begin, uint64_t end,
-                           double norm) {
-    Complex<R>* out = output_row<R>(args, row);
-    const double inverse = 1.0 / norm;
-    const Complex<R> padding = isnan(norm) ? not_a_number<R>() : Complex<R>{R(0), R(0)};
-    for (uint64_t i = begin + threadIdx.x; i < end; i += blockDim.x) {
-        if (i < args.features) {
-            const Complex<double> z = to_complex(load<T>(args, row, i));
-            // A bad row is NaN throughout, in real and imaginary part, whatever is in it.
-            out[i] = isnan(norm) ? padding : quotient<R>(z, norm, inverse);
-        } else {
-            out[i] = padding;
-        }
+__device__ void amplitude_long(const AmplitudeArgs& args) {
+    __shared__ double warps[2][MAX_WARPS];
+    const uint32_t step = blockDim.x * UNIT<R>;
+    const uint32_t size = MAX_UNITS * step;
+    const uint32_t chunk_bits = args.num_qubits - __popc(size - 1);
+    const uint32_t chunks = 1u << chunk_bits;
+    const uint32_t lane = threadIdx.x * UNIT<R>;
+    uint64_t summed = blockIdx.x;
+    uint64_t scaled = summed - args.lag;  // wraps around for the first blocks
+    if (args.phased) {
+        const uint64_t row = blockIdx.x >> (chunk_bits + 1), k = blockIdx.x & (2 * chunks - 1);
+        summed = k < chunks ? row * chunks + k : ~0ull;
+        scaled = k < chunks ? ~0ull : row * chunks + k - chunks;
     }
-}
-
-template <class T, class R>
-__device__ void amplitude_row(const Args& args) {
-    const uint64_t dim = uint64_t(1) << args.num_qubits;
-    for (uint64_t row = blockIdx.x; row < args.batch; row += gridDim.x) {
-        const double sum = sum_of_squares<T>(args, row, 0, args.features);
-        const double norm = qdp::norm(args, row, sum, threadIdx.x == 0);
-        scale_part<T, R>(args, row, 0, dim, norm);
+    if (summed < args.batch * chunks) {
+        const uint32_t chunk = summed & (chunks - 1);
+        Part<T, R> part(args, summed >> chunk_bits, uint64_t(chunk) * size + lane, step);
+        part.load();
+        const double sum = group_sum(part.sum_of_squares(), blockDim.x, warps[0]);
+        if (threadIdx.x == 0) publish(args.sums[summed], sum);
+        if (!isfinite(sum)) part.report_bad();
     }
-}
-
-template <class T>
-__device__ void amplitude_norm(const AmplitudeArgs& args) {
-    const uint64_t chunks = (uint64_t(1) << args.num_qubits) / args.chunk;
-    for (uint64_t part = blockIdx.x; part < args.batch * chunks; part += gridDim.x) {
-        const uint64_t row = part / chunks;
-        const uint64_t begin = min(part % chunks * args.chunk, args.features);
-        const uint64_t end = min(begin + args.chunk, args.features);
-        const double sum = sum_of_squares<T>(args, row, begin, end);
-        if (threadIdx.x == 0) args.partials[part] = sum;
-    }
-}
-
-template <class T, class R>
-__device__ void amplitude_scale(const AmplitudeArgs& args) {
-    const uint64_t chunks = (uint64_t(1) << args.num_qubits) / args.chunk;
-    for (uint64_t part = blockIdx.x; part < args.batch * chunks; part += gridDim.x) {
-        const uint64_t row = part / chunks;
-        const uint64_t chunk = part % chunks;
-        double sum = 0.0;
-        for (uint64_t c = threadIdx.x; c < chunks; c += blockDim.x) {
-            sum += args.partials[row * chunks + c];
-        }
-        sum = block_sum(sum);
-        const double norm = qdp::norm(args, row, sum, chunk == 0 && threadIdx.x == 0);
-        scale_part<T, R>(args, row, chunk * args.chunk, (chunk + 1) * args.chunk, norm);
+    if (scaled < args.batch * chunks) {
+        // The last chunk first: it was read last.
+        const uint32_t chunk = chunks - 1 - (scaled & (chunks - 1));
+        const bool leader = chunk == chunks - 1;
+        Part<T, R> part(args, scaled >> chunk_bits, uint64_t(chunk) * size + lane, step);
+        part.load();
+        const double sum = total(args, part.row, chunks, leader, warps[1]);
+        part.store(inverse_norm(args, part.row, sum, leader && threadIdx.x == 0));
     }
 }
 
 }  // namespace qdp
 
-#define QDP_AMPLITUDE(T, NAME)                                                                  \
-    extern "C" __global__ void __launch_bounds__(1024)                                          \
-        qdp_amplitude_row_##NAME##_c64(const __grid_constant__ qdp::AmplitudeArgs args) {                \
-        qdp::wait_for_previous();                                                             \
-        qdp::amplitude_row<T, float>(args);                                                     \
-    }                                                                                           \
-    extern "C" __global__ void __launch_bounds__(1024)                                          \
-        qdp_amplitude_row_##NAME##_c128(const __grid_constant__ qdp::AmplitudeArgs args) {               \
-        qdp::wait_for_previous();                                                             \
-        qdp::amplitude_row<T, double>(args);                                                    \
-    }                                                                                           \
-    extern "C" __global__ void __launch_bounds__(512)                                           \
-        qdp_amplitude_norm_##NAME(const __grid_constant__ qdp::AmplitudeArgs args) {                     \
-        qdp::wait_for_previous();                                                             \
-        qdp::amplitude_norm<T>(args);                                                           \
-    }                                                                                           \
-    extern "C" __global__ void __launch_bounds__(512)                                           \
-        qdp_amplitude_scale_##NAME##_c64(const __grid_constant__ qdp::AmplitudeArgs args) {              \
-        qdp::wait_for_previous();                                                             \
-        qdp::amplitude_scale<T, float>(args);                                                   \
-    }                                                                                           \
-    extern "C" __global__ void __launch_bounds__(512)                                           \
-        qdp_amplitude_scale_##NAME##_c128(const __grid_constant__ qdp::AmplitudeArgs args) {             \
-        qdp::wait_for_previous();                                                             \
-        qdp::amplitude_scale<T, double>(args);                                                  \
+#define QDP_AMPLITUDE(T, NAME)                                   \
+    QDP_AMPLITUDE_TO(T, NAME, float, c64)                        \
+    QDP_AMPLITUDE_TO(T, NAME, double, c128)
+#define QDP_AMPLITUDE_TO(T, NAME, R, PRECISION)                  \
+    extern "C" __global__ void __launch_bounds__(qdp::MAX_GROUP) \
+        qdp_amplitude_short_##NAME##_##PRECISION(                \
+            const __grid_constant__ qdp::AmplitudeArgs args) {   \
+        qdp::wait_for_previous();                                \
+        qdp::amplitude_short<T, R>(args);                        \
+    }                                                            \
+    extern "C" __global__ void __launch_bounds__(512)            \
+        qdp_amplitude_long_##NAME##_##PRECISION(                 \
+            const __grid_constant__ qdp::AmplitudeArgs args) {   \
+        qdp::wait_for_previous();                                \
+        qdp::amplitude_long<T, R>(args);                         \
     }
 
 QDP_AMPLITUDE(uint8_t, u8)
