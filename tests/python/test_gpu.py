@@ -171,6 +171,42 @@ class TestEqualsCpuBackend:
                         reference.assert_close(states, expected, x, qubits, "amplitude", slack=2)
                         assert not states[:, length:].any()
 
+    @pytest.mark.parametrize("dtype", ["float16", "float32", "float64", "complex64", "complex128"])
+    @pytest.mark.parametrize("n", [3, 9, 12, 13, 14, 17])
+    def test_amplitude_layouts(self, n: int, dtype: str) -> None:
+        """Input and output that cannot be read and written in whole memory words, and that can."""
+        generator = torch.Generator().manual_seed(n)
+        kind = getattr(torch, dtype)
+        exact = torch.complex128 if kind.is_complex else torch.float64
+        memory = torch.randn(9 * 2**n + 9, generator=generator, dtype=exact).to(kind)
+        on_gpu = memory.to(DEVICE)
+        dim = 2**n
+        for precision in PRECISIONS:
+            gpu = qdp.Engine(DEVICE, precision=precision)
+            cpu = qdp.Engine("cpu", precision=precision)
+            out = torch.zeros(3, dim + 1, dtype=getattr(torch, precision), device=DEVICE)
+            for offset, row, column in (
+                *((0, dim, 1), (1, dim, 1), (0, dim + 1, 1), (3, 2 * dim, 1)),
+                *((0, 0, 1), (1, 2 * dim, 2), (0, 1, 3)),
+            ):
+                for length in (dim, dim - 1):
+                    layout = ((3, length), (row, column), offset)
+                    x = memory.as_strided(*layout)
+                    expected = cpu.encode(x, n).numpy()
+                    source = on_gpu.as_strided(*layout)
+                    for target, gap in (
+                        (None, None),
+                        (out[:, :dim], out[:, dim]),
+                        (out[:, 1:], out[:, 0]),
+                    ):
+                        out.fill_(7)
+                        state = gpu.encode(source, n, out=target)
+                        reference.assert_close(
+                            state.numpy(), expected, x.to(exact), n, "amplitude", slack=2
+                        )
+                        if gap is not None:
+                            assert (gap == 7).all(), "written between the rows"
+
     @pytest.mark.parametrize("dtype", ["float16", "bfloat16", "int8", "uint8", "int32", "int64"])
     def test_other_dtypes(self, dtype: str, gpu: qdp.Engine, cpu: qdp.Engine) -> None:
         generator = torch.Generator().manual_seed(12)

@@ -74,13 +74,13 @@ fn equals_the_cpu_backend() {
     }
 }
 
-/// Sizes on both sides of every threshold: one block or two kernels for a row, one chunk or
-/// several, one tile or passes, one strided pass or two.
+/// Sizes on both sides of every threshold: rows in registers or in chunks, added up by each block
+/// or by one, one chunk or several, one tile or passes, one strided pass or two.
 #[test]
 fn equals_the_cpu_backend_around_thresholds() {
     let Some((gpu, _guard)) = gpu() else { return };
     let full = Entanglement::Full;
-    for n in [13, 14, 15, 20, 21, 22] {
+    for n in [12, 13, 14, 15, 20, 21, 22] {
         for encoding in [
             Encoding::Amplitude,
             Encoding::Phase,
@@ -115,6 +115,22 @@ fn equals_the_cpu_backend_around_tiles() {
                     compare(&gpu, &spec, features, rows);
                 }
             }
+        }
+    }
+}
+
+#[test]
+fn a_state_is_the_same_in_every_batch() {
+    let Some((gpu, _guard)) = gpu() else { return };
+    for n in [3, 9, 13, 14, 17] {
+        let spec = EncodeSpec::new(Encoding::Amplitude, n).unwrap();
+        let features = spec.num_features();
+        let data = batch(&spec, features, 11);
+        let states = gpu.encode(&Input::rows(&data, features).unwrap(), &spec, None).unwrap();
+        for (sample, row) in data.chunks(features).enumerate() {
+            let alone = gpu.encode(&Input::sample(row), &spec, None).unwrap().to_host().unwrap();
+            let together = states.slice(sample..sample + 1).unwrap();
+            assert!(worst_difference(&together, &alone) == 0.0, "n={n}, sample {sample}");
         }
     }
 }
