@@ -22,8 +22,8 @@ struct AmplitudeArgs : Args {
     uint32_t group;      // threads of a short row, a power of two
     uint32_t total_lag;  // how many chunks behind its last one a long row is added up
     uint64_t scale_lag;  // how many chunks behind the sums long rows are scaled
-    Slot* sums;          // of the chunks of long rows, zero before
-    Slot* totals;        // of long rows, zero before
+    Slot* sums;          // of the chunks of long rows, cleared before
+    Slot* totals;        // of long rows, behind the sums
 };
 
 // 2^-960; see qdp-core/src/encoding/amplitude.rs.
@@ -206,6 +206,12 @@ __device__ void amplitude_short(const AmplitudeArgs& args) {
     part.store(inverse_norm(args, row, sum, lane == 0));
 }
 
+// A kernel of our own, as launches of kernels overlap and a memset's does not.
+__device__ inline void amplitude_clear(const AmplitudeArgs& args) {
+    Slot* const slot = args.sums + static_cast<uint64_t>(blockIdx.x) * blockDim.x + threadIdx.x;
+    if (slot < args.totals + args.batch) *slot = 0;
+}
+
 // Sum of squares of a long row, from those of its chunks.
 __device__ inline double add_up(Slot* sums, uint32_t chunks, double (&warps)[MAX_WARPS]) {
     if (chunks <= 32) {
@@ -260,6 +266,12 @@ __device__ void amplitude_long(const AmplitudeArgs& args) {
 }
 
 }  // namespace qdp
+
+extern "C" __global__ void __launch_bounds__(qdp::LONG_THREADS)
+    qdp_amplitude_clear(const __grid_constant__ qdp::AmplitudeArgs args) {
+    qdp::wait_for_previous();
+    qdp::amplitude_clear(args);
+}
 
 #define QDP_AMPLITUDE(T, NAME)                                      \
     QDP_AMPLITUDE_TO(T, NAME, float, c64)                           \

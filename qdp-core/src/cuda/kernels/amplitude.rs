@@ -5,26 +5,30 @@ use crate::cuda::Function;
 use crate::element::{DType, Precision};
 use crate::error::Result;
 
-// How rows are cut. Measured on one H200 on 2026-11-21, for real input of 2, 4 and 8 bytes, as
-// fractions of the best kernel that only moves as many bytes, output 256 MiB (and 1 GiB).
+// How rows are cut. Measured on one H200 on 2026-11-21 for float16, float32 and float64 to
+// complex64 and float64 to complex128: fractions of the best kernel that only moves as many bytes,
+// output 256 MiB.
 
-/// `MAX_UNITS` of amplitude.cu: stores of 16 bytes that a thread makes for a row. 8: 0.96 to 0.99
-/// for short rows; 4: 0.80 to 0.99, the less the longer the row. At batch 64 and n = 10, 8 takes
-/// 2.2 us, 4 takes 2.4.
+/// `MAX_UNITS` of amplitude.cu: stores of 16 bytes that a thread makes for a row. Short rows reach
+/// 0.96 to 0.99 with 8, and 0.80 to 0.99 with 4, the less the longer the row.
 const UNITS: u64 = 8;
-/// `MAX_GROUP` of amplitude.cu: the most threads that share a short row. The last short row (n =
-/// 13 in complex64, 12 in complex128) reaches 0.96, as a long one 0.85 to 0.90.
+/// `MAX_GROUP` of amplitude.cu: the most threads that share a short row. The longest short row
+/// (n = 13 in complex64, 12 in complex128) reaches 0.96, as a long one 0.85 to 0.94.
 const MAX_GROUP: u64 = 512;
-/// `LONG_THREADS` of amplitude.cu: threads of a chunk of a long row. 256: 0.87 to 0.91 (0.90 to
-/// 0.94) for n = 14 to 18; 512: 0.84 to 0.92, 128: 0.85 for float32.
-const LONG_THREADS: u64 = 256;
-/// How many chunks behind the end of its row a long row is scaled. With 0 blocks wait (0.75), with
-/// 528 the L2 cache has lost the row (0.82); 132 and 264 differ by 0.02, to either side by type.
-const SLACK: u64 = 192;
 /// Threads that share a short row at least, where it has so many units: lines stay whole.
 const MIN_GROUP: u64 = 8;
-/// Threads of a block of short rows, at least. 64, 128 and 256 differ by 0.01.
-const SHORT_THREADS: u64 = 128;
+/// Threads of a block of short rows, at least. Batch 64 at n = 10 takes 2.0 us with 64, 2.2 with
+/// 128 and 2.6 with 256; large batches differ by 0.01.
+const SHORT_THREADS: u64 = 64;
+/// `LONG_THREADS` of amplitude.cu: threads of a chunk of a long row. 256 is the best of 128, 256
+/// and 512 for float32 to complex64 by 0.04; 512 is the better for rows beyond the L2 cache.
+const LONG_THREADS: u64 = 256;
+/// How far behind the end of its row a long row is scaled, in bytes of the input and in chunks:
+/// where it is too near blocks wait for sums, where it is too far the L2 cache has lost the row.
+/// For n = 14 to 18, 66 chunks give 0.77 to 0.86, these lags 0.86 (float64 to complex64), 0.91
+/// (to complex128), 0.92 (float32) and 0.94 (float16).
+const SLACK_BYTES: u64 = 5 << 20;
+const MAX_SLACK: u64 = 384;
 /// Size of `qdp::Slot`.
 const SLOT_BYTES: u64 = 8;
 
@@ -65,6 +69,7 @@ struct OfDType {
 
 pub(super) struct Kernels {
     by_dtype: Vec<OfDType>,
+    clear: Function,
 }
 
 impl Kernels {
@@ -78,7 +83,7 @@ impl Kernels {
                 })
             })
             .collect::<Result<_>>()?;
-        Ok(Self { by_dtype })
+        Ok(Self { by_dtype, clear: loader.function("qdp_amplitude_clear")? })
     }
 
     /// For the sums of long rows.
@@ -87,8 +92,8 @@ impl Kernels {
         match Path::of(precision, args) {
             Path::Short { .. } => Workspace::default(),
             Path::Long { chunks } => {
-                let bytes = args.batch as usize * (chunks as usize + 1) * SLOT_BYTES as usize;
-                Workspace { bytes, zeroed: bytes }
+                let slots = args.batch * (chunks + 1);
+                Workspace { bytes: (slots * SLOT_BYTES) as usize, zeroed: 0 }
             }
         }
     }
@@ -106,29 +111,51 @@ impl Kernels {
         let kernels = &self.by_dtype[common.dtype as usize];
         let args =
             AmplitudeArgs { common, group: 0, total_lag: 0, scale_lag: 0, sums: 0, totals: 0 };
-        let (kernel, blocks, threads, args) = match Path::of(precision, &common) {
-            Path::Short { group } => {
-                let threads = group.max(SHORT_THREADS);
-                let blocks = (common.batch * group).div_ceil(threads);
-                let args = AmplitudeArgs { group: group as u32, ..args };
-                (&kernels.short, blocks, threads, args)
+        let shape =
+            |blocks, threads: u64| Shape { blocks, threads: threads as u32, ..Shape::default() };
+        // SAFETY: the caller's promise; the arguments mirror the kernels' parameter. The workspace
+        // holds a slot for each chunk and row, and is cleared in the order of the stream.
+        unsafe {
+            match Path::of(precision, &common) {
+                Path::Short { group } => {
+                    let args = AmplitudeArgs { group: group as u32, ..args };
+                    let threads = group.max(SHORT_THREADS);
+                    let blocks = (common.batch * group).div_ceil(threads);
+                    let kernel = &kernels.short[precision as usize];
+                    shape(blocks, threads).launch(kernel, &args, stream)
+                }
+                Path::Long { chunks } => {
+                    let (all, slack) = (common.batch * chunks, slack(precision, &common));
+                    let args = AmplitudeArgs {
+                        total_lag: (slack / 2) as u32,
+                        scale_lag: chunks + slack,
+                        sums: workspace,
+                        totals: workspace + all * SLOT_BYTES,
+                        ..args
+                    };
+                    let slots = all + common.batch;
+                    shape(slots.div_ceil(LONG_THREADS), LONG_THREADS).launch(
+                        &self.clear,
+                        &args,
+                        stream,
+                    )?;
+                    let kernel = &kernels.long[precision as usize];
+                    shape(all + args.scale_lag, LONG_THREADS).launch(kernel, &args, stream)
+                }
             }
-            Path::Long { chunks } => {
-                let all = common.batch * chunks;
-                let args = AmplitudeArgs {
-                    total_lag: SLACK as u32 / 2,
-                    scale_lag: chunks + SLACK,
-                    sums: workspace,
-                    totals: workspace + all * SLOT_BYTES,
-                    ..args
-                };
-                (&kernels.long, all + args.scale_lag, LONG_THREADS, args)
-            }
-        };
-        let shape = Shape { blocks, threads: threads as u32, ..Shape::default() };
-        // SAFETY: the caller's promise; the arguments mirror the kernels' parameter.
-        unsafe { shape.launch(&kernel[precision as usize], &args, stream) }
+        }
     }
+}
+
+/// Amplitudes of a chunk of a long row.
+fn chunk(precision: Precision) -> u64 {
+    LONG_THREADS * UNITS * 16 / precision.size() as u64
+}
+
+/// How many chunks behind the end of its row a long row is scaled.
+fn slack(precision: Precision, args: &CommonArgs) -> u64 {
+    let bytes = chunk(precision) * DTYPES[args.dtype as usize].0.size() as u64;
+    (SLACK_BYTES / bytes).min(MAX_SLACK)
 }
 
 /// Which kernel encodes rows, and how they are cut.
@@ -145,7 +172,7 @@ impl Path {
         if group <= MAX_GROUP {
             Self::Short { group }
         } else {
-            Self::Long { chunks: units / (LONG_THREADS * UNITS) }
+            Self::Long { chunks: args.dim() / chunk(precision) }
         }
     }
 }
