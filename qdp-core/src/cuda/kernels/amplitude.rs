@@ -13,7 +13,7 @@ use crate::error::Result;
 /// 0.96 to 0.99 with 8, and 0.80 to 0.99 with 4, the less the longer the row.
 const UNITS: u64 = 8;
 /// `MAX_GROUP` of amplitude.cu: the most threads that share a short row. The longest short row
-/// (n = 13 in complex64, 12 in complex128) reaches 0.96, as a long one 0.85 to 0.94.
+/// (n = 13 in complex64, 12 in complex128) reaches 0.96, as a long one 0.88 to 0.98.
 const MAX_GROUP: u64 = 512;
 /// Threads that share a short row at least, where it has so many units: lines stay whole.
 const MIN_GROUP: u64 = 8;
@@ -25,9 +25,10 @@ const SHORT_THREADS: u64 = 64;
 const LONG_THREADS: u64 = 256;
 /// How far behind the end of its row a long row is scaled, in bytes of the input and in chunks:
 /// where it is too near blocks wait for sums, where it is too far the L2 cache has lost the row.
-/// For n = 14 to 18, 66 chunks give 0.77 to 0.86, these lags 0.86 (float64 to complex64), 0.91
-/// (to complex128), 0.92 (float32) and 0.94 (float16).
-const SLACK_BYTES: u64 = 5 << 20;
+/// For n = 14 to 18, 4 MiB give 0.87 to 0.89 (float64 to complex64), 0.93 (to complex128), 0.95
+/// (float32) and 0.98 (float16), 6 MiB differ by 0.01, 1 MiB cost 0.08. Rows of 8 MiB and more
+/// outgrow the cache whatever the lag: 0.88 at that size, 0.7 where all is read twice.
+const SLACK_BYTES: u64 = 4 << 20;
 const MAX_SLACK: u64 = 384;
 /// Size of `qdp::Slot`.
 const SLOT_BYTES: u64 = 8;
