@@ -115,7 +115,7 @@ __device__ void diagonal(const DiagonalArgs& args) {
     // Rounds take K of the transformed bits each, the last what is left, in a window that may
     // reach back.
     const uint32_t first_bit = max(args.column_bits, uint32_t(C)) - C;
-    const uint32_t rounds = K == 0 ? 1 : (tile_cells - first_bit + K - 1) / max(K, 1);
+    const uint32_t rounds = (tile_cells - first_bit + K - 1) / K;
     const auto window_of = [&](uint32_t round) {
         return min(first_bit + round * K, tile_cells - K);
     };
@@ -219,18 +219,17 @@ __device__ void diagonal(const DiagonalArgs& args) {
 
 }  // namespace qdp
 
-#define QDP_DIAGONAL(R, SUFFIX, K, THREADS, BLOCKS)                                       \
-    extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS)                          \
-        qdp_diagonal_##K##_##SUFFIX(const __grid_constant__ qdp::DiagonalArgs args) {      \
-        qdp::wait_for_previous();                                                          \
-        qdp::diagonal<R, K>(args);                                                         \
+#define QDP_DIAGONAL(R, SUFFIX, K, THREADS)                                           \
+    extern "C" __global__ void __launch_bounds__(THREADS)                              \
+        qdp_diagonal_##K##_##SUFFIX(const __grid_constant__ qdp::DiagonalArgs args) {  \
+        qdp::wait_for_previous();                                                      \
+        qdp::diagonal<R, K>(args);                                                     \
     }
-#define QDP_DIAGONALS(K, THREADS, BLOCKS)       \
-    QDP_DIAGONAL(float, c64, K, THREADS, BLOCKS) \
-    QDP_DIAGONAL(double, c128, K, THREADS, BLOCKS)
+#define QDP_DIAGONALS(K, THREADS)        \
+    QDP_DIAGONAL(float, c64, K, THREADS) \
+    QDP_DIAGONAL(double, c128, K, THREADS)
 
-QDP_DIAGONALS(0, 256, 1)
-QDP_DIAGONALS(1, 256, 1)
-QDP_DIAGONALS(2, 256, 1)
-QDP_DIAGONALS(3, 256, 3)
-QDP_DIAGONALS(4, 512, 1)
+QDP_DIAGONALS(1, 256)
+QDP_DIAGONALS(2, 256)
+QDP_DIAGONALS(3, 256)
+QDP_DIAGONALS(4, 512)

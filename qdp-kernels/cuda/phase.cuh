@@ -166,13 +166,18 @@ struct Diagonal {
     __device__ uint32_t highs() const { return thread_bits() / 2; }
     __device__ uint32_t others() const { return C + K + args.fold_bits; }
 
-    // The phases of the registers' bits among themselves.
+    // The factors of the registers' bits among themselves.
     __device__ Cell<R>* corner() const { return reinterpret_cast<Cell<R>*>(memory); }
     // [folded bits - 1]
     __device__ Folded* folded() const { return reinterpret_cast<Folded*>(corner() + (1 << K)); }
+    // [0, then bits above the thread's][thread]: the factors of a thread's bits, and with them of
+    // each bit above.
+    __device__ Complex<R>* factors() const {
+        return reinterpret_cast<Complex<R>*>(folded() + (1u << args.fold_bits) - 1);
+    }
     // What features and pairs of them give: [bit][bit], and [bit], in order.
     __device__ Turns* couplings() const {
-        return reinterpret_cast<Turns*>(folded() + (1u << args.fold_bits) - 1);
+        return reinterpret_cast<Turns*>(factors() + ((1 + others()) << thread_bits()));
     }
     __device__ Turns* terms() const { return couplings() + args.num_qubits * args.num_qubits; }
     __device__ Turns* constants() const { return terms() + args.num_qubits; }
@@ -353,7 +358,7 @@ struct Diagonal {
             low_phases()[entry] = rule.pair * pairs + alone;
         }
         // The factors, from the last thread on, as the first ones have more phases.
-        Complex<R>* factors = reinterpret_cast<Complex<R>*>(corner());
+        Complex<R>* corners = reinterpret_cast<Complex<R>*>(corner());
         constexpr uint32_t CORNER = 1 << (C + K);
         constexpr uint32_t LASTS = 1 << (C + LAST), ALL = sizeof(Folded) / sizeof(Complex<R>);
         const uint32_t count = CORNER + ((1u << args.fold_bits) - 1) * ALL;
@@ -373,56 +378,60 @@ struct Diagonal {
             for (uint32_t b = 0; ones >> b; ++b) {
                 if (ones >> b & 1) pairs += couple(args.tile_bits + b, q, with);
             }
-            factors[entry] = cis<R>(rule.pair * pairs);
+            corners[entry] = cis<R>(rule.pair * pairs);
         }
         sync_group(threads());
+
+        const uint32_t low = thread & ((1u << lows) - 1), high = thread >> lows;
+        Turns phase = low_own()[low] + high_own()[high];
+#pragma unroll
+        for (uint32_t b = 0; b < HALF; ++b) {
+            if (low >> b & 1) phase += high_phases()[b << highs | high];
+        }
+        factors()[thread] = bad() ? not_a_number<R>() : cis<R>(phase);
+        const Turns* above = high_phases() + (lows << highs);
+#pragma unroll 2
+        for (uint32_t i = 0; i < others; ++i) {
+            phase = low_phases()[i << lows | low] + above[i << highs | high];
+            factors()[(1 + i) << q | thread] = cis<R>(phase);
+        }
     }
 
     // Multiplies the thread's cells by the diagonal, or makes them so. A folded bit is summed over
     // with the sign that the same bit of `sign` gives it.
     __device__ __forceinline__ void apply(Cell<R> (&cells)[1 << K], bool generate, uint32_t sign,
                                           R scale) const {
-        const uint32_t lows = this->lows(), highs = this->highs();
-        const uint32_t low = thread & ((1u << lows) - 1), high = thread >> lows;
-        // The factor of bit `i` above the thread's.
-        const Turns* low_column = low_phases() + low;
-        const Turns* high_column = high_phases() + (lows << highs) + high;
-        const auto factor_of = [&](uint32_t i, bool negative) {
-            const Turns half = negative ? Turns(1) << (8 * sizeof(Turns) - 1) : 0;
-            return cis<R>(low_column[i << lows] + high_column[i << highs] + half);
+        const auto factor_of = [&](uint32_t i) {
+            return factors()[(1 + i) << thread_bits() | thread];
         };
-
         const bool folds = generate && args.fold_bits;
         if (folds) {
             Complex<R> one[MAX_FOLD_BITS];
 #pragma unroll
             for (uint32_t b = 0; b < MAX_FOLD_BITS; ++b) {
-                if (b < args.fold_bits) one[b] = factor_of(C + K + b, sign >> b & 1);
+                if (b >= args.fold_bits) continue;
+                one[b] = factor_of(C + K + b);
+                if (sign >> b & 1) one[b] = {-one[b].re, -one[b].im};
             }
             fold(cells, one);
         }
 
-        Turns phase = low_own()[low] + high_own()[high];
-#pragma unroll
-        for (uint32_t b = 0; b < HALF; ++b) {
-            if (low >> b & 1) phase += high_phases()[b << highs | high];
-        }
         Complex<R> first[1 << FIRST], last[1 << LAST];
         first[0] = {R(1), R(0)};
-        last[0] = bad() ? not_a_number<R>() : cis<R>(phase) * scale;
+        last[0] = factors()[thread] * scale;
 #pragma unroll
         for (int f = 0; f < FIRST; ++f) {
-            const Complex<R> factor = factor_of(C + f, false);
+            const Complex<R> factor = factor_of(C + f);
 #pragma unroll
             for (int e = 0; e < 1 << f; ++e) first[e | 1 << f] = e ? first[e] * factor : factor;
         }
 #pragma unroll
         for (int f = 0; f < LAST; ++f) {
-            const Complex<R> factor = factor_of(C + FIRST + f, false);
+            const Complex<R> factor = factor_of(C + FIRST + f);
 #pragma unroll
             for (int e = 0; e < 1 << f; ++e) last[e | 1 << f] = last[e] * factor;
         }
-        const Complex<R> odd = C ? factor_of(0, false) : Complex<R>{R(1), R(0)};
+        const Complex<R> odd = C ? factor_of(0) : Complex<R>{R(1), R(0)};
         const auto for_factors = [&](auto use) {
 #pragma unroll
             for (int e = 0; e < 1 << K; ++e) {

@@ -10,11 +10,12 @@ use crate::element::Precision;
 use crate::encoding::Diagonal;
 use crate::error::Result;
 
-/// Bits of a cell's number that a thread has in registers, at most.
+/// Bits of a cell's number that a thread has in registers, at most, and where the state has them.
 const REGISTER_BITS: u32 = 4;
+const MIN_REGISTER_BITS: u32 = 2;
 /// Bits of the number of threads of a block, at most, by bits in registers: `__launch_bounds__`
 /// of diagonal.cu.
-const THREAD_BITS: [u32; REGISTER_BITS as usize + 1] = [8, 8, 8, 8, 9];
+const THREAD_BITS: [u32; REGISTER_BITS as usize + 1] = [0, 8, 8, 8, 9];
 /// Bits of the number of a tile's cells that suits the device.
 const TILE_CELLS: u32 = 11;
 /// Likewise, at most.
@@ -63,7 +64,7 @@ struct DiagonalArgs {
 }
 
 pub(super) struct Kernels {
-    /// By bits in registers, then by [`Precision`].
+    /// By bits in registers less one, then by [`Precision`].
     diagonal: Vec<[Function; 2]>,
     limits: Limits,
 }
@@ -79,7 +80,7 @@ struct Limits {
 impl Kernels {
     pub(super) fn load(loader: &Loader<'_>) -> Result<Self> {
         let shared = loader.context.max_shared_memory_per_block();
-        let diagonal = (0..=REGISTER_BITS)
+        let diagonal = (1..=REGISTER_BITS)
             .map(|bits| loader.by_precision(&format!("qdp_diagonal_{bits}")))
             .collect::<Result<Vec<_>>>()?;
         for kernel in diagonal.iter().flatten() {
@@ -103,7 +104,7 @@ impl Kernels {
         let args = DiagonalArgs::new(common, diagonal, held.multiplicity);
         let cut = Cut::new(diagonal, precision, common.batch, self.limits);
         for pass in Passes::new(diagonal, cut, args) {
-            let kernel = &self.diagonal[pass.register_bits as usize][precision as usize];
+            let kernel = &self.diagonal[pass.register_bits as usize - 1][precision as usize];
             // SAFETY: the caller's promise; the arguments mirror the kernel's parameter.
             unsafe { pass.shape.launch(kernel, &pass.args, stream)? };
         }
@@ -172,13 +173,16 @@ impl Cut {
     fn new(diagonal: &Diagonal, precision: Precision, batch: u64, limits: Limits) -> Self {
         let (n, c) = (diagonal.num_qubits, cell_bits(precision));
         let (cells, folds) = (n - c, transforms(diagonal) == 1);
-        // What lies beside the tile in shared memory takes less than this.
-        let room = (limits.shared - (20 << 10)).ilog2() - 4;
+        // No less than what a tile and its tables take.
+        let takes = |cells: u32| {
+            (16 << cells) + ((9 * 16) << cells >> REGISTER_BITS) + 8 * (n * n + 3 * n + 1000)
+        };
+        let room = (1..=MAX_TILE_CELLS).rfind(|&cells| takes(cells) <= limits.shared).unwrap_or(1);
         let most = |registers: u32| {
             room.min(MAX_TILE_CELLS).min(registers + THREAD_BITS[registers as usize])
         };
         let per_thread = (batch << cells) / (THREADS_PER_SM * limits.sms);
-        let wanted = per_thread.max(2).ilog2().min(REGISTER_BITS);
+        let wanted = per_thread.max(1).ilog2().clamp(MIN_REGISTER_BITS, REGISTER_BITS);
         let register_bits =
             (wanted..=REGISTER_BITS).find(|&bits| cells <= most(bits)).unwrap_or(REGISTER_BITS);
         // A second diagonal takes tables of its own for every tile, so fewer tiles suit it.
@@ -191,7 +195,7 @@ impl Cut {
             .or_else(|| (cells <= most(register_bits)).then_some(cells));
         if let Some(tile) = tile {
             // Folding also makes more blocks of few states; each keeps a warp busy.
-            let few = limits.sms.div_ceil(batch).next_power_of_two().ilog2().min(MAX_FOLD_BITS);
+            let few = (limits.sms / (4 * batch)).max(1).ilog2().min(MAX_FOLD_BITS);
             let few = few.min(cells.saturating_sub(register_bits + WARP_BITS));
             let fold_bits = (cells - cells.min(tile)).max(if folds { few } else { 0 });
             let tile_bits = n - fold_bits;
@@ -244,23 +248,25 @@ impl Pass {
         let cells = args.tile_bits - c;
         let register_bits = cut.register_bits.min(cells);
         let tile_threads = cells - register_bits;
-        let tiles = args.common.batch << (n - args.tile_bits);
-        // Small states share a block, as long as there are blocks for all SMs.
-        let sharing = (tiles / (2 * cut.limits.sms)).max(1).ilog2();
-        args.group_bits = GROUP_THREAD_BITS
-            .saturating_sub(tile_threads)
-            .min(sharing)
-            .max(WARP_BITS.saturating_sub(tile_threads));
-        debug_assert!(args.group_bits == 0 || args.tile_bits == n);
-        let parts = tiles.div_ceil(1 << args.group_bits);
-        // Tiles that differ in what is folded share their tables, if one block takes them.
-        let at_once = cut.limits.sms * (512 >> tile_threads.min(9));
-        args.parts = parts.div_ceil(at_once).min(1 << args.fold_bits) as u32;
-
         let first_cell = args.column_bits.max(c) - c;
         let exchanges = args.transforms > 0 && cells - first_cell > register_bits;
-        args.tables_at = if exchanges { 16 << (cells + args.group_bits) } else { 0 };
+        let tile_size = if exchanges { 16 << cells } else { 0 };
         args.tables_size = tables_size(&args, register_bits, cut.precision);
+
+        // Small states share a block, as long as there are blocks for all SMs.
+        let tiles = args.common.batch << (n - args.tile_bits);
+        let least = WARP_BITS.saturating_sub(tile_threads);
+        let most = GROUP_THREAD_BITS.saturating_sub(tile_threads);
+        let most = most.min((tiles / (2 * cut.limits.sms)).max(1).ilog2()).max(least);
+        let fits = |bits: &u32| (tile_size + args.tables_size) << bits <= cut.limits.shared;
+        let whole = args.tile_bits == n;
+        args.group_bits = if whole { (least..=most).rfind(fits).unwrap_or(least) } else { 0 };
+        args.tables_at = tile_size << args.group_bits;
+
+        // Tiles that differ in what is folded share their tables, if one block takes them.
+        let parts = tiles.div_ceil(1 << args.group_bits);
+        let at_once = cut.limits.sms * (512 >> tile_threads.min(9));
+        args.parts = parts.div_ceil(at_once).min(1 << args.fold_bits) as u32;
         let shape = Shape {
             blocks: parts.div_ceil(u64::from(args.parts)),
             threads: 1 << (tile_threads + args.group_bits),
@@ -284,10 +290,11 @@ fn tables_size(args: &DiagonalArgs, register_bits: u32, precision: Precision) ->
     let others = c + register_bits + args.fold_bits;
     let first = register_bits / 2;
     let folded = ((16 << (register_bits - first)) + (amplitude << first)).next_multiple_of(16);
-    let factors = (16 << register_bits) + folded * ((1 << args.fold_bits) - 1);
+    let corners = (16 << register_bits) + folded * ((1 << args.fold_bits) - 1);
+    let factors = (amplitude * (1 + others)) << thread_bits;
     let coefficients = n * n + 3 * n;
     let phases = (others << lows) + ((lows + others) << highs) + (1 << lows) + (1 << highs);
-    let bytes = factors + turns * (coefficients + phases) + 4 * (n + 1);
+    let bytes = corners + factors + turns * (coefficients + phases) + 4 * (n + 1);
     // An odd number of 16 bytes, so that neighbouring states lie in different banks.
     (bytes.div_ceil(16) | 1) * 16
 }
