@@ -209,9 +209,9 @@ __device__ void diagonal(const DiagonalArgs& args) {
             };
             Complex<R>* to = out + offset(spread<K>(thread, window) << C);
             if (aligned) {
-                for_cells<K>(to, next, [&](int e, Complex<R>* at) { store_cell(at, cells[e], true); });
+                for_cells<K>(to, next, [&](int e, auto at) { store_cell(at, cells[e], true); });
             } else {
-                for_cells<K>(to, next, [&](int e, Complex<R>* at) { store_cell(at, cells[e], false); });
+                for_cells<K>(to, next, [&](int e, auto at) { store_cell(at, cells[e], false); });
             }
         }
     }

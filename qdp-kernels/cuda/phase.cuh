@@ -4,8 +4,8 @@
 // A diagonal is exp i(c + sum s_k b_k + sum w_jk b_j b_k) over the bits b of the index. Phases are
 // in turns as fixed point (32 bits for complex64, 64 for complex128), where adding is exact modulo
 // one turn. The threads of a state first make its coefficients, then tables over the bits of the
-// thread's number, of the registers and of what is folded; from those a thread makes the factors
-// of its amplitudes with about one complex multiplication each.
+// thread's number, and from those the factors of each thread's bits. The factors of the amplitudes
+// follow by multiplication.
 #pragma once
 
 #include "common.cuh"
@@ -51,12 +51,10 @@ struct alignas(16) Cell {
 // nodes, each coefficient rounded before the next was fitted: wrong by at most 5e-9 and 2e-18. In
 // constant memory, where arithmetic takes them from without loading them.
 __constant__ float SINE_F32[] = {3.1415925f, -5.16769314f, 2.54934382f, -0.585443795f};
-__constant__ float COSINE_F32[] = {1.0f, -4.93480206f, 4.05869818f, -1.33481622f,
-                                         0.229549706f};
-__constant__ double SINE_F64[] = {3.1415926535897931,   -5.1677127800499107,
-                                        2.5501640398681413,   -0.59926452866379309,
-                                        0.082145862016811996, -0.0073699316130181334,
-                                        0.00046109511505641683};
+__constant__ float COSINE_F32[] = {1.0f, -4.93480206f, 4.05869818f, -1.33481622f, 0.229549706f};
+__constant__ double SINE_F64[] = {
+    3.1415926535897931,   -5.1677127800499107,    2.5501640398681413,    -0.59926452866379309,
+    0.082145862016811996, -0.0073699316130181334, 0.00046109511505641683};
 __constant__ double COSINE_F64[] = {
     1.0,                 -4.934802200544679,    4.0587121264166841,   -1.3352627688462622,
     0.23533062994891885, -0.025806880283870078, 0.001929406122904067, -0.00010330542587948625};
@@ -439,7 +437,9 @@ struct Diagonal {
                 const Complex<R> even = f ? last[l] * first[f] : last[l];
                 const Cell<R> pairs = corner()[e];
 #pragma unroll
-                for (int a = 0; a < 1 << C; ++a) use(cells[e].z[a], (a ? even * odd : even) * pairs.z[a]);
+                for (int a = 0; a < 1 << C; ++a) {
+                    use(cells[e].z[a], (a ? even * odd : even) * pairs.z[a]);
+                }
             }
         };
         if (generate && !folds) {
