@@ -53,7 +53,7 @@ class TestSmall:
 
     @pytest.mark.sanitize
     @pytest.mark.parametrize("precision", PRECISIONS)
-    @pytest.mark.parametrize("n", [13, 15, 18])
+    @pytest.mark.parametrize("n", [13, 15, 18, 20])
     def test_kernels_of_large_states(self, n: int, precision: Any) -> None:
         """The kernels that take over where a state outgrows a block, and a cluster."""
         engine = qdp.Engine(DEVICE, precision=precision)
@@ -113,7 +113,9 @@ class TestEqualsCpuBackend:
                     )
 
     @pytest.mark.parametrize("precision", PRECISIONS)
-    @pytest.mark.parametrize("encoding", ["angle", "phase", "iqp-z", "basis"])
+    @pytest.mark.parametrize(
+        "encoding", ["angle", "phase", "iqp-z", "basis", "iqp", "zz", "iqp-embedding"]
+    )
     def test_many_short_rows(
         self, encoding: str, precision: Any, gpu: qdp.Engine, cpu: qdp.Engine
     ) -> None:

@@ -135,6 +135,30 @@ fn a_state_is_the_same_in_every_batch() {
     }
 }
 
+/// Diagonal forms on both sides of every threshold: bits in registers and states to a block (which
+/// follow from the batch), folded bits, passes over memory and how many.
+#[test]
+fn diagonals_equal_the_cpu_backend_around_thresholds() {
+    let Some((gpu, _guard)) = gpu() else { return };
+    let full = Entanglement::Full;
+    let encodings = [
+        Encoding::Iqp,
+        Encoding::Zz { reps: 1, entanglement: full.clone() },
+        Encoding::Zz { reps: 2, entanglement: Entanglement::Circular },
+        Encoding::Zz { reps: 4, entanglement: full.clone() },
+        Encoding::IqpEmbedding { reps: 2, entanglement: full.clone() },
+        Encoding::IqpEmbedding { reps: 3, entanglement: full },
+    ];
+    let sizes = (2..=11).flat_map(|n| [(n, 1), (n, 67), (n, 9000 >> n << 4 | 1)]);
+    let sizes = sizes.chain((12..=19).map(|n| (n, 2))).chain([(23, 1), (24, 1)]);
+    for (n, rows) in sizes {
+        for encoding in &encodings {
+            let spec = EncodeSpec::new(encoding.clone(), n).unwrap();
+            compare(&gpu, &spec, spec.num_features(), rows);
+        }
+    }
+}
+
 /// A small copy of the above for compute-sanitizer: every kernel, small sizes.
 #[test]
 fn sanitize_every_kernel() {

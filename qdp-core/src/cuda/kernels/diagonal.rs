@@ -1,4 +1,8 @@
-//! Launches of diagonal.cu.
+//! Launches of diagonal.cu: how states are cut into tiles.
+//!
+//! A tile has 2^11 cells of 16 bytes where there is a choice: four blocks of 128 threads then share
+//! an SM of an H200, and one computes while another stores. A larger tile, or folding another bit,
+//! costs less than another pass over memory up to the limits in [`FOLDS`].
 
 use super::{CommonArgs, Held, LaunchStream, Loader, Shape};
 use crate::cuda::Function;
@@ -6,10 +10,33 @@ use crate::element::Precision;
 use crate::encoding::Diagonal;
 use crate::error::Result;
 
-/// `MAX_TILE_BITS` of diagonal.cu.
-const MAX_TILE_BITS: u32 = 12;
-/// Columns beside the transformed bits of a strided tile: 8 amplitudes fill a memory line.
-const MIN_COLUMN_BITS: u32 = 3;
+/// Bits of a cell's number that a thread has in registers, at most, and where the state has them.
+const REGISTER_BITS: u32 = 4;
+const MIN_REGISTER_BITS: u32 = 2;
+/// Bits of the number of threads of a block, at most, by bits in registers: `__launch_bounds__`
+/// of diagonal.cu.
+const THREAD_BITS: [u32; REGISTER_BITS as usize + 1] = [0, 8, 8, 8, 9];
+/// Bits of the number of a tile's cells that suits the device.
+const TILE_CELLS: u32 = 11;
+/// Likewise, at most.
+const MAX_TILE_CELLS: u32 = 13;
+/// Folded bits, at most, that suit tiles of 2^11, 2^12 and 2^13 cells. Measured on an H200 with
+/// 512 MB of output; where the list ends, the pass over memory costs less.
+const FOLDS: [u32; (MAX_TILE_CELLS - TILE_CELLS) as usize + 1] = [2, 3, MAX_FOLD_BITS];
+/// `MAX_FOLD_BITS` of phase.cuh.
+const MAX_FOLD_BITS: u32 = 4;
+/// Folded bits where another pass follows all the same.
+const PASS_FOLD_BITS: u32 = 2;
+/// Columns beside the transformed bits of a strided tile: 8 cells fill a line of memory, 4 do
+/// where more bits are to be transformed.
+const COLUMN_CELLS: u32 = 3;
+const MIN_COLUMN_CELLS: u32 = 2;
+/// Threads that an SM should have before each of them gets more registers.
+const THREADS_PER_SM: u64 = 128;
+/// Threads of a block that takes several small states.
+const GROUP_THREAD_BITS: u32 = 7;
+/// Bits of the number of threads of a warp.
+const WARP_BITS: u32 = 5;
 
 /// Mirrors `qdp::DiagonalArgs`.
 #[derive(Debug, Clone, Copy)]
@@ -20,37 +47,47 @@ struct DiagonalArgs {
     scale: f64,
     last_scale: f64,
     kind: u32,
-    reps: u32,
     big_endian: u32,
+    reps: u32,
+    diagonals: u32,
     generate: u32,
     transforms: u32,
     multiplies: u32,
-    low_bit: u32,
     tile_bits: u32,
     column_bits: u32,
-    unused: u32,
+    low_bit: u32,
+    fold_bits: u32,
+    group_bits: u32,
+    parts: u32,
+    tables_at: u32,
+    tables_size: u32,
 }
 
 pub(super) struct Kernels {
-    diagonal: [Function; 2],
-    /// Bits of the largest tile that fits a block's shared memory.
-    tile_bits: [u32; 2],
+    /// By bits in registers less one, then by [`Precision`].
+    diagonal: Vec<[Function; 2]>,
+    limits: Limits,
+}
+
+/// What of the device decides how states are cut.
+#[derive(Debug, Clone, Copy)]
+struct Limits {
+    sms: u64,
+    /// Bytes that a block can have.
+    shared: u32,
 }
 
 impl Kernels {
     pub(super) fn load(loader: &Loader<'_>) -> Result<Self> {
-        let diagonal = loader.by_precision("qdp_diagonal")?;
-        let mut tile_bits = [0; 2];
-        for precision in [Precision::Complex64, Precision::Complex128] {
-            let kernel = &diagonal[precision as usize];
-            let room =
-                loader.context.max_shared_memory_per_block() - kernel.static_shared_bytes()?;
-            let bits = (1..=MAX_TILE_BITS).rfind(|&bits| tile_bytes(bits, precision) <= room);
-            let bits = bits.unwrap_or(1);
-            kernel.set_max_dynamic_shared(tile_bytes(bits, precision))?;
-            tile_bits[precision as usize] = bits;
+        let shared = loader.context.max_shared_memory_per_block();
+        let diagonal = (1..=REGISTER_BITS)
+            .map(|bits| loader.by_precision(&format!("qdp_diagonal_{bits}")))
+            .collect::<Result<Vec<_>>>()?;
+        for kernel in diagonal.iter().flatten() {
+            kernel.set_max_dynamic_shared(shared)?;
         }
-        Ok(Self { diagonal, tile_bits })
+        let sms = u64::from(loader.context.sm_count());
+        Ok(Self { diagonal, limits: Limits { sms, shared } })
     }
 
     /// # Safety
@@ -64,17 +101,12 @@ impl Kernels {
         held: Held,
         stream: LaunchStream,
     ) -> Result<()> {
-        let which = precision as usize;
         let args = DiagonalArgs::new(common, diagonal, held.multiplicity);
-        for pass in passes(diagonal, self.tile_bits[which], args) {
-            let shape = Shape {
-                blocks: common.batch << (common.num_qubits - pass.tile_bits),
-                threads: (1u32 << pass.tile_bits >> 3).clamp(32, 256),
-                shared: tile_bytes(pass.tile_bits, precision),
-                ..Shape::default()
-            };
+        let cut = Cut::new(diagonal, precision, common.batch, self.limits);
+        for pass in Passes::new(diagonal, cut, args) {
+            let kernel = &self.diagonal[pass.register_bits as usize - 1][precision as usize];
             // SAFETY: the caller's promise; the arguments mirror the kernel's parameter.
-            unsafe { shape.launch(&self.diagonal[which], &pass, stream)? };
+            unsafe { pass.shape.launch(kernel, &pass.args, stream)? };
         }
         Ok(())
     }
@@ -85,74 +117,255 @@ impl DiagonalArgs {
         Self {
             common,
             multiplicity,
-            scale: 1.0,
-            last_scale: 1.0,
+            scale: diagonal.scale(0),
+            last_scale: diagonal.scale(diagonal.reps - 1),
             kind: diagonal.terms as u32,
-            reps: diagonal.reps,
             big_endian: u32::from(diagonal.big_endian),
+            reps: diagonal.reps,
+            diagonals: 0,
             generate: 0,
             transforms: 0,
             multiplies: 0,
-            low_bit: 0,
             tile_bits: 0,
             column_bits: 0,
-            unused: 0,
+            low_bit: 0,
+            fold_bits: 0,
+            group_bits: 0,
+            parts: 1,
+            tables_at: 0,
+            tables_size: 0,
         }
     }
 }
 
-/// Shared memory of a tile with its padding (`padded` in diagonal.cu).
-fn tile_bytes(bits: u32, precision: Precision) -> u32 {
-    let size = 1u32 << bits;
-    (size + size / 16) * precision.size() as u32
+/// `CELL_BITS` of phase.cuh: a cell is 16 bytes.
+fn cell_bits(precision: Precision) -> u32 {
+    match precision {
+        Precision::Complex64 => 1,
+        Precision::Complex128 => 0,
+    }
 }
 
-/// The launches of the diagonal kernel for one encode, in order.
-fn passes(diagonal: &Diagonal, tile_bits: u32, args: DiagonalArgs) -> Vec<DiagonalArgs> {
-    let n = diagonal.num_qubits;
-    let transforms = diagonal.reps - 1 + u32::from(diagonal.final_hadamard);
-    if n <= tile_bits {
-        return vec![DiagonalArgs {
-            generate: 1,
-            transforms,
-            multiplies: diagonal.reps - 1,
-            tile_bits: n,
-            scale: diagonal.scale(0),
-            last_scale: diagonal.scale(diagonal.reps - 1),
-            ..args
-        }];
-    }
-    // `diagonal.scale` of the one diagonal that a pass makes or multiplies.
-    let scaled = |rep| {
-        let scale = diagonal.scale(rep);
-        DiagonalArgs { tile_bits, scale, last_scale: scale, ..args }
-    };
-    if transforms == 0 {
-        return vec![DiagonalArgs { generate: 1, ..scaled(0) }];
-    }
-    let high_bits = n - tile_bits;
-    let high_passes = high_bits.div_ceil(tile_bits - MIN_COLUMN_BITS);
-    let mut passes = Vec::new();
-    for t in 0..transforms {
-        let generate = u32::from(t == 0);
-        passes.push(DiagonalArgs { generate, transforms: 1, ..scaled(0) });
-        let mut low_bit = tile_bits;
-        for pass in 0..high_passes {
-            let bits = (n - low_bit).div_ceil(high_passes - pass);
-            let last = pass + 1 == high_passes;
-            let rep = t + 1;
-            let multiply = last && rep < diagonal.reps;
-            passes.push(DiagonalArgs {
-                transforms: 1,
-                multiplies: u32::from(multiply),
-                low_bit,
-                column_bits: tile_bits - bits,
-                ..scaled(if multiply { rep } else { 0 })
-            });
-            low_bit += bits;
+/// Walsh-Hadamard transforms that are not in the scale: the first is.
+fn transforms(diagonal: &Diagonal) -> u32 {
+    diagonal.reps - 1 + u32::from(diagonal.final_hadamard)
+}
+
+/// How the states of one encode are cut.
+#[derive(Debug, Clone, Copy)]
+struct Cut {
+    precision: Precision,
+    limits: Limits,
+    /// Bits of a cell's number in registers, where a tile has as many.
+    register_bits: u32,
+    /// Bits of a tile of neighbouring amplitudes.
+    tile_bits: u32,
+    /// Bits above those of the tile, summed over while it is made.
+    fold_bits: u32,
+    /// Sets of bits that take turns: those of a tile with what is folded, and those of the strided
+    /// tiles.
+    sets: u32,
+    /// Bits of a strided tile.
+    strided_bits: u32,
+}
+
+impl Cut {
+    fn new(diagonal: &Diagonal, precision: Precision, batch: u64, limits: Limits) -> Self {
+        let (n, c) = (diagonal.num_qubits, cell_bits(precision));
+        let (cells, folds) = (n - c, transforms(diagonal) == 1);
+        // No less than what a tile and its tables take.
+        let takes = |cells: u32| {
+            (16 << cells) + ((9 * 16) << cells >> REGISTER_BITS) + 8 * (n * n + 3 * n + 1000)
+        };
+        let room = (1..=MAX_TILE_CELLS).rfind(|&cells| takes(cells) <= limits.shared).unwrap_or(1);
+        let most = |registers: u32| {
+            room.min(MAX_TILE_CELLS).min(registers + THREAD_BITS[registers as usize])
+        };
+        let per_thread = (batch << cells) / (THREADS_PER_SM * limits.sms);
+        let wanted = per_thread.max(1).ilog2().clamp(MIN_REGISTER_BITS, REGISTER_BITS);
+        let register_bits =
+            (wanted..=REGISTER_BITS).find(|&bits| cells <= most(bits)).unwrap_or(REGISTER_BITS);
+        // A second diagonal takes tables of its own for every tile, so fewer tiles suit it.
+        let suits = TILE_CELLS + u32::from(diagonal.reps > 1);
+        let tile = (suits..=most(register_bits))
+            .find(|tile| {
+                cells - cells.min(*tile)
+                    <= if folds { FOLDS[(tile - TILE_CELLS) as usize] } else { 0 }
+            })
+            .or_else(|| (cells <= most(register_bits)).then_some(cells));
+        if let Some(tile) = tile {
+            // Folding also makes more blocks of few states; each keeps a warp busy.
+            let few = (limits.sms / (4 * batch)).max(1).ilog2().min(MAX_FOLD_BITS);
+            let few = few.min(cells.saturating_sub(register_bits + WARP_BITS));
+            let fold_bits = (cells - cells.min(tile)).max(if folds { few } else { 0 });
+            let tile_bits = n - fold_bits;
+            let (sets, strided_bits) = (1, 0);
+            return Self {
+                precision,
+                limits,
+                register_bits,
+                tile_bits,
+                fold_bits,
+                sets,
+                strided_bits,
+            };
+        }
+        let most = most(register_bits);
+        let (small, widest) = (most.min(TILE_CELLS), most - MIN_COLUMN_CELLS);
+        let fold_bits = if folds { PASS_FOLD_BITS } else { 0 };
+        // A larger tile where it saves a pass.
+        let rest_of = |tile: u32| cells.saturating_sub(tile + fold_bits);
+        let tile = (small..=most).find(|&tile| rest_of(tile) <= widest).unwrap_or(small);
+        let fold_bits = fold_bits.min(cells - tile);
+        let rest = rest_of(tile);
+        let strided = rest.div_ceil(widest);
+        let strided_cells =
+            if rest == 0 { 0 } else { (rest.div_ceil(strided) + COLUMN_CELLS).clamp(small, most) };
+        Self {
+            precision,
+            limits,
+            register_bits,
+            tile_bits: tile + c,
+            fold_bits,
+            sets: 1 + strided,
+            strided_bits: strided_cells + c,
         }
     }
-    passes
+}
+
+/// One launch.
+#[derive(Debug, Clone, Copy)]
+struct Pass {
+    args: DiagonalArgs,
+    register_bits: u32,
+    shape: Shape,
+}
+
+impl Pass {
+    /// With what follows from the tile and what is done to it.
+    fn new(mut args: DiagonalArgs, cut: &Cut) -> Self {
+        let (n, c) = (args.common.num_qubits, cell_bits(cut.precision));
+        let cells = args.tile_bits - c;
+        let register_bits = cut.register_bits.min(cells);
+        let tile_threads = cells - register_bits;
+        let first_cell = args.column_bits.max(c) - c;
+        let exchanges = args.transforms > 0 && cells - first_cell > register_bits;
+        let tile_size = if exchanges { 16 << cells } else { 0 };
+        args.tables_size = tables_size(&args, register_bits, cut.precision);
+
+        // Small states share a block, as long as there are blocks for all SMs.
+        let tiles = args.common.batch << (n - args.tile_bits);
+        let least = WARP_BITS.saturating_sub(tile_threads);
+        let most = GROUP_THREAD_BITS.saturating_sub(tile_threads);
+        let most = most.min((tiles / (2 * cut.limits.sms)).max(1).ilog2()).max(least);
+        let fits = |bits: &u32| (tile_size + args.tables_size) << bits <= cut.limits.shared;
+        let whole = args.tile_bits == n;
+        args.group_bits = if whole { (least..=most).rfind(fits).unwrap_or(least) } else { 0 };
+        args.tables_at = tile_size << args.group_bits;
+
+        // Tiles that differ in what is folded share their tables, if one block takes them.
+        let parts = tiles.div_ceil(1 << args.group_bits);
+        let at_once = cut.limits.sms * (512 >> tile_threads.min(9));
+        args.parts = parts.div_ceil(at_once).min(1 << args.fold_bits) as u32;
+        let shape = Shape {
+            blocks: parts.div_ceil(u64::from(args.parts)),
+            threads: 1 << (tile_threads + args.group_bits),
+            shared: args.tables_at + (args.tables_size << args.group_bits),
+            ..Shape::default()
+        };
+        Self { args, register_bits, shape }
+    }
+}
+
+/// Bytes of a state's tables in shared memory: `Diagonal` of phase.cuh.
+fn tables_size(args: &DiagonalArgs, register_bits: u32, precision: Precision) -> u32 {
+    if args.generate == 0 && args.multiplies == 0 {
+        return 0;
+    }
+    let (n, c) = (args.common.num_qubits, cell_bits(precision));
+    let amplitude = precision.size() as u32;
+    let turns = amplitude / 2;
+    let thread_bits = args.tile_bits - c - register_bits;
+    let (lows, highs) = (thread_bits.div_ceil(2), thread_bits / 2);
+    let others = c + register_bits + args.fold_bits;
+    let first = register_bits / 2;
+    let folded = ((16 << (register_bits - first)) + (amplitude << first)).next_multiple_of(16);
+    let corners = (16 << register_bits) + folded * ((1 << args.fold_bits) - 1);
+    let factors = (amplitude * (1 + others)) << thread_bits;
+    let coefficients = n * n + 3 * n;
+    let phases = (others << lows) + ((lows + others) << highs) + (1 << lows) + (1 << highs);
+    let bytes = corners + factors + turns * (coefficients + phases) + 4 * (n + 1);
+    // An odd number of 16 bytes, so that neighbouring states lie in different banks.
+    (bytes.div_ceil(16) | 1) * 16
+}
+
+/// The launches of one encode, in order. They walk over the sets of bits and back, one transform
+/// each way: the last set of a transform is the first of the next, and takes the diagonal between.
+struct Passes {
+    cut: Cut,
+    args: DiagonalArgs,
+    transforms: u32,
+    /// Of those, how many are complete.
+    done: u32,
+    set: u32,
+    ascending: bool,
+    /// Diagonals so far.
+    diagonals: u32,
+    finished: bool,
+}
+
+impl Passes {
+    fn new(diagonal: &Diagonal, cut: Cut, args: DiagonalArgs) -> Self {
+        let transforms = transforms(diagonal);
+        let (done, set, ascending, diagonals, finished) = (0, 0, true, 0, false);
+        Self { cut, args, transforms, done, set, ascending, diagonals, finished }
+    }
+}
+
+impl Iterator for Passes {
+    type Item = Pass;
+
+    fn next(&mut self) -> Option<Pass> {
+        if self.finished {
+            return None;
+        }
+        let (n, reps) = (self.args.common.num_qubits, self.args.reps);
+        let mut args = DiagonalArgs { diagonals: self.diagonals, ..self.args };
+        if self.diagonals == 0 {
+            args.generate = 1;
+            args.fold_bits = self.cut.fold_bits;
+            self.diagonals = 1;
+        }
+        args.tile_bits = self.cut.tile_bits;
+        let sets = self.cut.sets;
+        if sets == 1 || self.transforms == 0 {
+            args.transforms = self.transforms;
+            args.multiplies = reps - 1;
+            self.finished = true;
+            return Some(Pass::new(args, &self.cut));
+        }
+        if self.set > 0 {
+            let below = self.cut.tile_bits + self.cut.fold_bits;
+            let bit = |set: u32| below + (n - below) * set / (sets - 1);
+            let (from, to) = (bit(self.set - 1), bit(self.set));
+            args.low_bit = from;
+            args.tile_bits = self.cut.strided_bits;
+            args.column_bits = args.tile_bits - (to - from);
+        }
+        args.transforms = 1;
+        if self.set == (if self.ascending { sets - 1 } else { 0 }) {
+            self.done += 1;
+            self.ascending = !self.ascending;
+            if self.diagonals < reps {
+                self.diagonals += 1;
+                args.multiplies = 1;
+                args.transforms += u32::from(self.done < self.transforms);
+            }
+            self.finished = self.done == self.transforms;
+        }
+        self.set = if self.ascending { self.set + 1 } else { self.set.saturating_sub(1) };
+        Some(Pass::new(args, &self.cut))
+    }
 }
 
 #[cfg(test)]
@@ -161,39 +374,102 @@ mod tests {
     use crate::encoding::{EncodeSpec, Encoding, Entanglement, Form};
     use crate::input::Input;
 
-    fn passes_of(encoding: Encoding, n: u32) -> (Diagonal, Vec<DiagonalArgs>) {
-        let spec = EncodeSpec::new(encoding, n).unwrap();
+    const H200: Limits = Limits { sms: 132, shared: 227 << 10 };
+    const LIMITS: [Limits; 3] =
+        [H200, Limits { sms: 28, shared: 99 << 10 }, Limits { sms: 40, shared: 64 << 10 }];
+
+    fn encodings() -> Vec<Encoding> {
+        let mut encodings = vec![Encoding::Iqp];
+        for reps in 1..=4 {
+            encodings.push(Encoding::Zz { reps, entanglement: Entanglement::default() });
+            encodings.push(Encoding::IqpEmbedding { reps, entanglement: Entanglement::default() });
+        }
+        encodings
+    }
+
+    fn passes(
+        encoding: &Encoding,
+        n: u32,
+        precision: Precision,
+        batch: u64,
+        limits: Limits,
+    ) -> (Diagonal, Vec<Pass>) {
+        let spec = EncodeSpec::new(encoding.clone(), n).unwrap();
         let Form::Diagonal(diagonal) = spec.form(spec.num_features()).unwrap() else {
             panic!("not a diagonal encoding");
         };
-        let common = CommonArgs::new(&Input::sample(&[0.0]), (0, 0), (0, 0, 0), n);
-        let args = DiagonalArgs::new(common, &diagonal, 0);
-        let list = passes(&diagonal, 12, args);
+        let mut common = CommonArgs::new(&Input::sample(&[0.0]), (0, 0), (0, 0, 0), n);
+        common.batch = batch;
+        let cut = Cut::new(&diagonal, precision, batch, limits);
+        let list = Passes::new(&diagonal, cut, DiagonalArgs::new(common, &diagonal, 0)).collect();
         (diagonal, list)
+    }
+
+    fn for_all(mut check: impl FnMut(&Diagonal, Precision, Limits, &[Pass])) {
+        for limits in LIMITS {
+            for precision in [Precision::Complex64, Precision::Complex128] {
+                for encoding in encodings() {
+                    for n in 2..=34 {
+                        for batch in [1, 3, 64, 5000] {
+                            let (diagonal, list) = passes(&encoding, n, precision, batch, limits);
+                            check(&diagonal, precision, limits, &list);
+                        }
+                    }
+                }
+            }
+        }
     }
 
     #[test]
     fn every_transform_covers_every_bit_once() {
-        for n in 2..=34 {
-            for reps in 1..=3 {
-                let zz = Encoding::Zz { reps, entanglement: Entanglement::default() };
-                for encoding in [zz, Encoding::Iqp] {
-                    let (diagonal, list) = passes_of(encoding, n);
-                    let transforms = diagonal.reps - 1 + u32::from(diagonal.final_hadamard);
-                    let mut covered = vec![0; n as usize];
-                    for pass in &list {
-                        for bit in 0..pass.tile_bits - pass.column_bits {
-                            covered[(pass.low_bit + bit) as usize] += pass.transforms;
-                        }
-                        assert!(pass.column_bits <= pass.low_bit);
-                        assert!(pass.column_bits == 0 || pass.column_bits >= MIN_COLUMN_BITS);
-                    }
-                    assert_eq!(covered, vec![transforms; n as usize], "n={n} reps={reps}");
-                    assert_eq!(list.iter().map(|pass| pass.generate).sum::<u32>(), 1);
-                    let multiplies: u32 = list.iter().map(|pass| pass.multiplies).sum();
-                    assert_eq!(multiplies, diagonal.reps - 1);
+        for_all(|diagonal, _, _, list| {
+            let mut covered = vec![0; diagonal.num_qubits as usize];
+            for Pass { args, .. } in list {
+                assert!(args.column_bits <= args.low_bit);
+                for bit in 0..args.tile_bits - args.column_bits {
+                    covered[(args.low_bit + bit) as usize] += args.transforms;
+                }
+                for bit in 0..args.fold_bits {
+                    covered[(args.tile_bits + bit) as usize] += args.transforms;
                 }
             }
-        }
+            let transforms = transforms(diagonal);
+            assert_eq!(covered, vec![transforms; diagonal.num_qubits as usize], "{list:?}");
+        });
+    }
+
+    #[test]
+    fn diagonals_come_in_order_and_passes_are_few() {
+        for_all(|diagonal, _, limits, list| {
+            let mut diagonals = 0;
+            for Pass { args, .. } in list {
+                assert_eq!(args.diagonals, diagonals);
+                assert_eq!(args.generate, u32::from(diagonals == 0));
+                diagonals += args.generate + args.multiplies;
+            }
+            assert_eq!(diagonals, diagonal.reps);
+            // No more than one extra pass for a transform.
+            if diagonal.num_qubits <= 24 && limits.sms == H200.sms {
+                assert!(list.len() as u32 <= transforms(diagonal) + 1, "{list:?}");
+            }
+        });
+    }
+
+    #[test]
+    fn launches_are_within_the_limits() {
+        for_all(|diagonal, precision, limits, list| {
+            for pass @ Pass { args, register_bits, shape } in list {
+                let cells = args.tile_bits - cell_bits(precision);
+                assert!(shape.shared <= limits.shared, "{pass:?}");
+                assert!((32..=1 << THREAD_BITS[*register_bits as usize]).contains(&shape.threads));
+                assert_eq!(shape.threads << register_bits, 1 << (cells + args.group_bits));
+                assert!(args.group_bits == 0 || args.tile_bits == diagonal.num_qubits, "{pass:?}");
+                assert!(args.fold_bits <= MAX_FOLD_BITS && args.tables_size.is_multiple_of(16));
+                let columns = args.column_bits.saturating_sub(cell_bits(precision));
+                assert!(args.column_bits == 0 || columns >= MIN_COLUMN_CELLS, "{pass:?}");
+                let tiles = args.common.batch << (diagonal.num_qubits - args.tile_bits);
+                assert!((shape.blocks * u64::from(args.parts)) << args.group_bits >= tiles);
+            }
+        });
     }
 }
