@@ -275,13 +275,16 @@ struct Diagonal {
         }
         return sum;
     }
-    // The couplings of bit `i` with those of the HALF bits from `from` on that `ones` names.
+    // The couplings of bit `i` with those of the HALF bits from `from` on that `ones` names. There
+    // may be fewer bits: volatile keeps the compiler from reading what is not named.
     static constexpr uint32_t HALF = 5;
     __device__ __forceinline__ Turns couple(uint32_t i, uint32_t from, uint32_t ones) const {
-        const Turns* row = couplings() + i * args.num_qubits + from;
+        const volatile Turns* row = couplings() + i * args.num_qubits + from;
         Turns sum = 0;
 #pragma unroll
-        for (uint32_t b = 0; b < HALF; ++b) sum += ones >> b & 1 ? row[b] : 0;
+        for (uint32_t b = 0; b < HALF; ++b) {
+            if (ones >> b & 1) sum += row[b];
+        }
         return sum;
     }
     // Likewise those of the named bits with each other.
@@ -289,8 +292,8 @@ struct Diagonal {
         Turns sum = 0;
 #pragma unroll
         for (uint32_t b = 1; b < HALF; ++b) {
-            const Turns below = couple(from + b, from, ones & ((1u << b) - 1));
-            sum += ones >> b & 1 ? below : 0;
+            const uint32_t below = ones >> b & 1 ? ones & ((1u << b) - 1) : 0;
+            sum += couple(from + b, from, below);
         }
         return sum;
     }

@@ -94,7 +94,8 @@ fn sum_of_squares<T: Element>(row: Row<'_, T>, within: Within) -> f64 {
 pub(crate) fn partial_sum<T: Element>(row: Row<'_, T>) -> f64 {
     match row.as_slice() {
         Some(slice) => sum_slice(slice),
-        None => (0..row.len()).map(|i| square(row.get(i))).sum(),
+        // In the same order, so that the result is the same.
+        None => sum_lanes(row.len(), |i| square(row.get(i))),
     }
 }
 
@@ -105,13 +106,18 @@ fn square<T: Element>(x: T) -> f64 {
 
 #[multiversion(targets("x86_64+avx2+fma"))]
 fn sum_slice<T: Element>(values: &[T]) -> f64 {
-    // Independent lanes, so that the additions need not wait for each other.
+    sum_lanes(values.len(), |i| square(values[i]))
+}
+
+/// Independent lanes, so that the additions need not wait for each other, and round less often.
+#[inline(always)]
+fn sum_lanes(count: usize, term: impl Fn(usize) -> f64) -> f64 {
     const LANES: usize = 16;
     let mut lanes = [0.0; LANES];
-    let (blocks, rest) = values.as_chunks::<LANES>();
-    for block in blocks {
-        for (lane, &x) in lanes.iter_mut().zip(block) {
-            *lane += square(x);
+    let whole = count / LANES * LANES;
+    for block in (0..whole).step_by(LANES) {
+        for (lane, sum) in lanes.iter_mut().enumerate() {
+            *sum += term(block + lane);
         }
     }
     let mut half = LANES / 2;
@@ -121,5 +127,5 @@ fn sum_slice<T: Element>(values: &[T]) -> f64 {
         }
         half /= 2;
     }
-    lanes[0] + rest.iter().map(|&x| square(x)).sum::<f64>()
+    lanes[0] + (whole..count).map(term).sum::<f64>()
 }
