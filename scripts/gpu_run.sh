@@ -4,6 +4,7 @@
 #   run.sh tests [PYTEST ARGS]      every test; a missing GPU is a failure
 #   run.sh sanitize [TOOL...]       compute-sanitizer (memcheck racecheck initcheck synccheck)
 #   run.sh bench [ARGS]             side by side with the peers (benches/peers.py)
+#   run.sh sweep [ARGS]             every size, batch and layout (benches/sweep.py)
 #   run.sh criterion [ARGS]         the core's own benchmarks
 #   run.sh exec COMMAND [ARGS]      any command with the wheel installed, as `exec qdp info`
 #
@@ -68,6 +69,7 @@ case $command in
         sanitize "$@"
         ;;
     bench) try "$python" benches/peers.py "$@" ;;
+    sweep) try "$python" benches/sweep.py "$@" ;;
     criterion) for binary in rust-benches/*; do try "$binary" --bench "$@"; done ;;
     exec) cd "$start"; "$@" || status=$? ;;
     *) usage ;;

@@ -173,6 +173,26 @@ class TestEqualsCpuBackend:
                         reference.assert_close(states, expected, x, qubits, "amplitude", slack=2)
                         assert not states[:, length:].any()
 
+    @pytest.mark.parametrize(
+        "dtype", ["uint8", "float16", "float32", "float64", "complex64", "complex128"]
+    )
+    @pytest.mark.parametrize("n", [1, 5, 10, 12, 14])
+    def test_transposed(self, n: int, dtype: str) -> None:
+        """Samples that lie side by side, few and many, whole tiles of them and not."""
+        generator = torch.Generator().manual_seed(n)
+        kind = getattr(torch, dtype)
+        exact = torch.complex128 if kind.is_complex else torch.float64
+        for batch in (2, 3, 8, 33, 64, 200):
+            for length in {2**n, max(1, 2**n - 3)}:
+                values = torch.randn(length, batch, generator=generator, dtype=exact)
+                inexact = kind.is_floating_point or kind.is_complex
+                x = (values if inexact else 9 * values.abs() + 1).to(kind).T
+                states = qdp.Engine(DEVICE).encode(x.to(DEVICE), n).numpy()
+                rows = qdp.Engine(DEVICE).encode(x.to(DEVICE).contiguous(), n).numpy()
+                assert (states == rows).all(), f"batch {batch}: not as dense rows"
+                expected = qdp.Engine("cpu").encode(x, n).numpy()
+                reference.assert_close(states, expected, x.to(exact), n, "amplitude", slack=2)
+
     @pytest.mark.parametrize("dtype", ["float16", "float32", "float64", "complex64", "complex128"])
     @pytest.mark.parametrize("n", [3, 9, 12, 13, 14, 17])
     def test_amplitude_layouts(self, n: int, dtype: str) -> None:
