@@ -114,7 +114,8 @@ __device__ inline uint64_t turns(double phase) {
     const double HIGH = 0.15915494309189535, LOW = -9.839338337591243e-18;  // 1 / (2 pi)
     const double high = phase * HIGH;
     const double low = fma(phase, HIGH, -high) + phase * LOW;
-    const double fraction = (high - rint(high)) + low;
+    double fraction = (high - rint(high)) + low;
+    fraction -= rint(fraction);  // beyond a half turn the conversion would saturate
     return static_cast<uint64_t>(__double2ll_rn(fraction * 0x1p64));
 }
 

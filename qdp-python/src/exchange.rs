@@ -18,10 +18,9 @@ use pyo3::ffi::{self, descrgetfunc};
 use pyo3::intern;
 use pyo3::prelude::*;
 use pyo3::sync::PyOnceLock;
-use pyo3::types::{PyCapsule, PyType, PyWeakrefMethods, PyWeakrefReference};
+use pyo3::types::{PyCapsule, PyType};
 use qdp_core::cuda::RawStream;
 use qdp_core::{Engine, Error, Precision};
-use std::cell::RefCell;
 use std::ffi::{CStr, c_char, c_void};
 use std::ptr::{self, NonNull};
 
@@ -299,20 +298,9 @@ pub(crate) fn resolve_torch<'py>(
         let expected = "a tensor that requires no gradient (call x.detach() first)";
         return Err(Error::invalid(argument, expected, "one that requires a gradient").into());
     }
-    // A lazily negated tensor is the imaginary part of a conjugated one, whose values lie two
-    // apart; and integers are never lazy. Asking costs as much as describing.
-    let dense = layout.strides.1 == 1 && layout.shape.1 > 1;
-    if layout.dtype.is_integer() || (dense && !layout.dtype.is_complex()) {
-        return Ok(None);
-    }
-    if known_plain(tensor) {
-        return Ok(None);
-    }
     let conjugated = layout.dtype.is_complex() && TensorFlags::ask(&flags.is_conj, tensor)?;
-    if !conjugated && !TensorFlags::ask(&flags.is_neg, tensor)? {
-        if argument == "out" {
-            remember_plain(tensor)?;
-        }
+    let negated = !layout.dtype.is_integer() && TensorFlags::ask(&flags.is_neg, tensor)?;
+    if !conjugated && !negated {
         return Ok(None);
     }
     if argument == "out" {
@@ -321,25 +309,6 @@ pub(crate) fn resolve_torch<'py>(
     }
     let resolved = tensor.call_method0(intern!(py, "resolve_conj"))?;
     Ok(Some(resolved.call_method0(intern!(py, "resolve_neg"))?))
-}
-
-thread_local! {
-    /// The `out` tensor of late, known to be neither conjugated nor negated: which a tensor is or
-    /// is not for all its life, and the same one is written again and again.
-    static PLAIN: RefCell<Option<Py<PyWeakrefReference>>> = const { RefCell::new(None) };
-}
-
-fn known_plain(tensor: &Bound<'_, PyAny>) -> bool {
-    PLAIN.with_borrow(|plain| {
-        let known = plain.as_ref().and_then(|plain| plain.bind(tensor.py()).upgrade());
-        known.is_some_and(|known| known.is(tensor))
-    })
-}
-
-fn remember_plain(tensor: &Bound<'_, PyAny>) -> PyResult<()> {
-    let reference = PyWeakrefReference::new(tensor)?.unbind();
-    PLAIN.set(Some(reference));
-    Ok(())
 }
 
 /// The device that a DLPack producer names, without exporting; the host for anything else.

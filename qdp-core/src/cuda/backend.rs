@@ -5,8 +5,8 @@
 //! Everything a captured encode touches is kept until the process ends, as nobody says when the
 //! last replay of somebody else's graph is over.
 
-use super::board::{Board, Mark};
-use super::kernels::{CommonArgs, Held, Kernels, LaunchStream};
+use super::board::Board;
+use super::kernels::{CommonArgs, Held, Kernels};
 use super::staging::Staging;
 use super::states::Ready;
 use super::{
@@ -19,6 +19,7 @@ use crate::error::{Error, Result, Unavailable};
 use crate::input::{Input, Output};
 use crate::plan::EncodePlan;
 use parking_lot::Mutex;
+use std::collections::HashMap;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
@@ -59,6 +60,8 @@ pub(crate) struct CudaBackend {
     /// Whether anything is kept: asked at every call.
     keeps: AtomicBool,
     board: Board,
+    /// By their contents. They stay, as encodes in flight on any stream read them.
+    multiplicities: Mutex<HashMap<Vec<u8>, Arc<DeviceBuffer>>>,
     kernels: Kernels,
     pool: Arc<Pool>,
     stream: Arc<Stream>,
@@ -102,6 +105,7 @@ impl CudaBackend {
             kept: Mutex::default(),
             keeps: AtomicBool::new(false),
             board,
+            multiplicities: Mutex::default(),
             kernels,
             pool,
             stream,
@@ -169,6 +173,12 @@ impl CudaBackend {
         output: &mut Output<'_>,
         options: &EncodeOptions,
     ) -> Result<Encoded> {
+        let align = output.precision().size();
+        if !output.as_mut_ptr().addr().is_multiple_of(align) {
+            let expected = format!("memory aligned to {align} bytes");
+            let got = format!("address {:p}", output.as_mut_ptr());
+            return Err(Error::invalid("out", expected, got));
+        }
         self.start_call()?;
         let stream = options.stream.unwrap_or(self.stream());
         let target = (output.as_mut_ptr() as u64, output.row_stride() as u64);
@@ -294,7 +304,7 @@ impl CudaBackend {
             workspace: workspace.as_ref().map_or(0, DeviceBuffer::ptr),
             multiplicity: prepared.multiplicity.as_deref().map_or(0, DeviceBuffer::ptr),
         };
-        let to = LaunchStream::new(&self.context, stream, captured);
+        let to = self.kernels.on(stream, captured);
         // SAFETY: the caller describes valid input and output; record, flags, multiplicity and
         // workspace are the backend's, which outlives its enqueued work: its drop waits for its
         // own stream and the board's slots, and captured encodes keep it for good.
@@ -319,14 +329,25 @@ impl CudaBackend {
             Form::Diagonal(diagonal) => {
                 let bytes: Vec<u8> =
                     diagonal.multiplicity.iter().flat_map(|times| times.to_ne_bytes()).collect();
-                let buffer = self.allocate(bytes.len())?;
-                // Waits, so that the plan is ready for every stream.
-                buffer.copy_from_host(0, &bytes, self.stream())?;
-                Some(Arc::new(buffer))
+                Some(self.multiplicity(bytes)?)
             }
             _ => None,
         };
         Ok(plan.cuda.get_or_init(|| PreparedPlan { multiplicity }))
+    }
+
+    /// These multiplicities in device memory.
+    fn multiplicity(&self, bytes: Vec<u8>) -> Result<Arc<DeviceBuffer>> {
+        let mut known = self.multiplicities.lock();
+        if let Some(buffer) = known.get(&bytes) {
+            return Ok(Arc::clone(buffer));
+        }
+        let buffer = self.allocate(bytes.len())?;
+        // Waits, so that the plan is ready for every stream.
+        buffer.copy_from_host(0, &bytes, self.stream())?;
+        let buffer = Arc::new(buffer);
+        known.insert(bytes, Arc::clone(&buffer));
+        Ok(buffer)
     }
 
     /// Bytes of the result, refused before any work where they cannot fit.
@@ -349,8 +370,9 @@ impl CudaBackend {
         Ok(needed as usize)
     }
 
-    pub(super) fn mark(&self, ticket: Ticket) -> Mark<'_> {
-        self.board.mark(ticket)
+    /// The event behind an encode; `None` where it was reached long ago.
+    pub(super) fn event(&self, ticket: Ticket) -> Option<&Event> {
+        self.board.event(ticket)
     }
 
     pub(super) fn check_ticket(&self, ticket: Ticket) -> Result<()> {

@@ -8,9 +8,7 @@
 //! would cost as much as half a launch, so a thread holds a segment of slots at a time and uses
 //! them in order: in each stream the last one's event then stands for all of them, and taking a
 //! slot is a step in the thread's own memory. Threads beyond the number of segments share slots
-//! and ask. On the legacy stream, which nobody can destroy and where an event costs a tenth of a
-//! launch, only the last slot of a segment has one: who wants to wait for another records one then.
-//! Those of encodes that are being captured into a graph are kept apart and never reused
+//! and ask. Those of encodes that are being captured into a graph are kept apart and never reused
 //! while there are enough, as a replay may report at any time.
 
 use super::{Context, DeviceBuffer, Event, MappedBuffer, Pool, RawStream, Stream};
@@ -55,25 +53,13 @@ struct Slot {
     features: AtomicU64,
     num_qubits: AtomicU32,
     bits: AtomicBool,
-    /// Recorded behind the encode, unless that was captured or is told by its stream alone.
+    /// Recorded behind the encode, unless that was captured. Never recorded, it counts as reached.
     done: OnceLock<Event>,
-    /// Whether `done` was recorded for the encode.
-    marked: AtomicBool,
     /// The sequence that was enqueued last, and the stream.
     enqueued: AtomicU64,
     stream: AtomicUsize,
     /// The sequence that was last waited for.
     waited: AtomicU64,
-}
-
-/// How to wait for an encode.
-pub(super) enum Mark<'a> {
-    /// It was done long ago, or it is part of a graph.
-    Reached,
-    /// By its event.
-    Event(&'a Event),
-    /// By the legacy stream, which it lies on.
-    Legacy,
 }
 
 struct Finding {
@@ -186,22 +172,16 @@ impl Board {
             }
             let stream = slot.stream.load(Ordering::Relaxed);
             if !streams.contains(&stream) {
-                match slot.done.get().filter(|_| slot.marked.load(Ordering::Relaxed)) {
-                    Some(done) => done.synchronize()?,
-                    None => self.synchronize_legacy()?,
+                slot.done.get().map_or(Ok(()), Event::synchronize)?;
+                // What this name means differs between threads, which may take a segment over.
+                if stream != RawStream::PER_THREAD.handle() {
+                    streams[count % streams.len()] = stream;
+                    count += 1;
                 }
-                streams[count % streams.len()] = stream;
-                count += 1;
             }
             slot.waited.fetch_max(enqueued, Ordering::Relaxed);
         }
         Ok(())
-    }
-
-    fn synchronize_legacy(&self) -> Result<()> {
-        let event = Event::new(&self.context)?;
-        event.record(RawStream::LEGACY)?;
-        event.synchronize()
     }
 
     /// Device addresses of the ticket's record, its flag and the flag of all.
@@ -218,34 +198,22 @@ impl Board {
     /// Notes that the encode lies in `stream` up to here.
     pub(super) fn enqueued(&self, ticket: Ticket, stream: RawStream) -> Result<()> {
         let slot = &self.slots[ticket.slot];
-        let last = ticket.slot >= SEGMENTED || ticket.slot % SEGMENT == SEGMENT - 1;
-        let marked = last || stream != RawStream::LEGACY;
-        if marked {
-            if slot.done.get().is_none() {
-                // Nobody else has this slot now, so nobody else sets it.
-                let _ = slot.done.set(Event::new(&self.context)?);
-            }
-            slot.done.get().map_or(Ok(()), |done| done.record(stream))?;
+        if slot.done.get().is_none() {
+            // Nobody else has this slot now, so nobody else sets it.
+            let _ = slot.done.set(Event::new(&self.context)?);
         }
-        slot.marked.store(marked, Ordering::Relaxed);
+        slot.done.get().map_or(Ok(()), |done| done.record(stream))?;
         slot.stream.store(stream.handle(), Ordering::Relaxed);
         slot.enqueued.store(ticket.sequence, Ordering::Release);
         Ok(())
     }
 
-    /// How to wait for the ticket's encode.
-    pub(super) fn mark(&self, ticket: Ticket) -> Mark<'_> {
+    /// The event behind the ticket's encode; `None` where it was reached long ago.
+    pub(super) fn event(&self, ticket: Ticket) -> Option<&Event> {
         let slot = &self.slots[ticket.slot];
         // A slot goes to another encode only once this one is done.
-        if slot.enqueued.load(Ordering::Acquire) != ticket.sequence {
-            return Mark::Reached;
-        }
-        let marked = slot.marked.load(Ordering::Relaxed);
-        // Read anew, as all of it is of this encode only where it still is.
-        if slot.sequence.load(Ordering::Acquire) != ticket.sequence {
-            return Mark::Reached;
-        }
-        if marked { slot.done.get().map_or(Mark::Reached, Mark::Event) } else { Mark::Legacy }
+        let held = slot.sequence.load(Ordering::Acquire) == ticket.sequence;
+        slot.done.get().filter(|_| held)
     }
 
     /// The first finding that was not raised yet. Two loads where there is none.
@@ -288,9 +256,22 @@ impl Board {
     fn collect(&self, findings: &mut Findings) -> Result<()> {
         // Cleared first: what is found from here on sets it again.
         self.flags.store_u32(ANY, 0);
-        for slot in 0..self.slots.len() {
-            if self.flags.load_u32(1 + slot) != 0 {
-                self.resolve(slot, findings)?;
+        for index in 0..self.slots.len() {
+            if self.flags.load_u32(1 + index) == 0 {
+                continue;
+            }
+            let slot = &self.slots[index];
+            let sequence = slot.sequence.load(Ordering::Acquire);
+            let enqueueing =
+                index < FIRST_CAPTURED && sequence != slot.enqueued.load(Ordering::Acquire);
+            if enqueueing {
+                // Another thread is at it, and its event is not there yet to be waited for.
+                self.flags.store_u32(ANY, 1);
+                continue;
+            }
+            if let Err(error) = self.resolve(index, findings) {
+                self.flags.store_u32(ANY, 1);
+                return Err(error);
             }
         }
         Ok(())
@@ -299,11 +280,8 @@ impl Board {
     /// Moves what a slot's record says to the findings, whose lock keeps others from doing so too.
     fn resolve(&self, index: usize, findings: &mut Findings) -> Result<()> {
         let slot = &self.slots[index];
-        // Until all blocks have reported, so that the record holds the first value.
-        match slot.done.get().filter(|_| slot.marked.load(Ordering::Acquire)) {
-            Some(done) => done.synchronize()?,
-            None if index < FIRST_CAPTURED => self.synchronize_legacy()?,
-            None => {}
+        if let Some(done) = slot.done.get() {
+            done.synchronize()?; // all blocks have reported, so the record holds the first value
         }
         if self.flags.load_u32(1 + index) == 0 {
             return Ok(()); // another thread was faster

@@ -179,6 +179,14 @@ impl Function {
         self.attribute(CUfunction_attribute::CU_FUNC_ATTRIBUTE_NUM_REGS)
     }
 
+    /// The architecture whose PTX the code was made from, as in 90.
+    ///
+    /// # Errors
+    /// [`Error::Driver`].
+    pub fn ptx_version(&self) -> Result<u32> {
+        self.attribute(CUfunction_attribute::CU_FUNC_ATTRIBUTE_PTX_VERSION)
+    }
+
     /// Bytes of local memory that each thread has: spilled registers and indexed arrays.
     ///
     /// # Errors

@@ -1,6 +1,5 @@
 //! States in device memory: whose, and from when on.
 
-use super::board::Mark;
 use super::{CudaBackend, DeviceBuffer, Event, RawStream, Ticket};
 use crate::engine::Device;
 use crate::error::Result;
@@ -58,19 +57,15 @@ impl DeviceStates {
     }
 
     pub(crate) fn synchronize(&self) -> Result<()> {
-        self.with_event(|event| event.map_or(Ok(()), Event::synchronize))
+        self.event().map_or(Ok(()), Event::synchronize)
     }
 
-    /// Calls `wait` with the event that the states are written at, unless that was long ago.
-    fn with_event<T>(&self, wait: impl FnOnce(Option<&Event>) -> Result<T>) -> Result<T> {
+    /// The event that the states are written at, unless that was long ago.
+    fn event(&self) -> Option<&Event> {
         match &self.ready {
-            Ready::Now => wait(None),
-            Ready::At(event) => wait(Some(event)),
-            Ready::Encoded(ticket) => match self.backend.mark(*ticket) {
-                Mark::Reached => wait(None),
-                Mark::Event(event) => wait(Some(event)),
-                Mark::Legacy => wait(Some(&self.backend.event_on(RawStream::LEGACY)?)),
-            },
+            Ready::Now => None,
+            Ready::Encoded(ticket) => self.backend.event(*ticket),
+            Ready::At(event) => Some(event),
         }
     }
 
@@ -80,21 +75,13 @@ impl DeviceStates {
     }
 
     pub(crate) fn make_ready_on(&self, stream: RawStream) -> Result<()> {
-        let ordered = stream == RawStream::LEGACY
-            && matches!(&self.ready, Ready::Encoded(ticket)
-                if matches!(self.backend.mark(*ticket), Mark::Legacy));
-        if !ordered {
-            self.with_event(|event| {
-                let Some(ready) = event.filter(|ready| !ready.query().unwrap_or(false)) else {
-                    return Ok(());
-                };
-                // A captured stream cannot wait for work outside its graph; the host can.
-                if stream.is_capturing(self.buffer.context())? {
-                    ready.synchronize()
-                } else {
-                    stream.wait(ready)
-                }
-            })?;
+        if let Some(ready) = self.event().filter(|ready| !ready.query().unwrap_or(false)) {
+            // A captured stream cannot wait for work outside its graph; the host can.
+            if stream.is_capturing(self.buffer.context())? {
+                ready.synchronize()?;
+            } else {
+                stream.wait(ready)?;
+            }
         }
         self.buffer.used_on(stream);
         Ok(())

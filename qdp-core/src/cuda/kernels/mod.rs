@@ -24,6 +24,9 @@ pub(super) struct Kernels {
     product: product::Kernels,
     diagonal: diagonal::Kernels,
     gather: gather::Kernels,
+    /// Whether launches may overlap what precedes them: the device can, and the code, which the
+    /// driver may have compiled from the PTX of an older architecture, waits for it.
+    overlap: bool,
 }
 
 /// Device memory that an encode needs beside input and output.
@@ -55,7 +58,17 @@ impl Kernels {
             product: product::Kernels::load(&loader)?,
             diagonal: diagonal::Kernels::load(&loader)?,
             gather: gather::Kernels::load(&loader)?,
+            overlap: context.compute_capability().0 >= 9
+                && loader.function("qdp_basis_c64")?.ptx_version()? >= 90,
         })
+    }
+
+    /// Where launches for an encode go. They overlap the end of what precedes them, for which every
+    /// kernel begins with `wait_for_previous`: a launch then costs the host 2.2 us instead of 2.7,
+    /// and one of 2.6 us after another takes the device 2.6 us instead of 3.7 (H200, driver 580).
+    /// A graph has ways of its own.
+    pub(super) fn on(&self, stream: RawStream, captured: bool) -> LaunchStream {
+        LaunchStream { stream, overlap_previous: self.overlap && !captured }
     }
 
     pub(super) fn workspace(&self, plan: &EncodePlan, args: &CommonArgs) -> Workspace {
@@ -135,17 +148,6 @@ impl Loader<'_> {
 pub(super) struct LaunchStream {
     stream: RawStream,
     overlap_previous: bool,
-}
-
-impl LaunchStream {
-    /// Launches overlap the end of what precedes them, for which every kernel begins with
-    /// `wait_for_previous`: a launch then costs the host 2.2 us instead of 2.7, and one of 2.6 us
-    /// after another takes the device 2.6 us instead of 3.7 (H200, driver 580). A graph has ways
-    /// of its own.
-    pub(super) fn new(context: &Context, stream: RawStream, captured: bool) -> Self {
-        let overlap_previous = !captured && context.compute_capability().0 >= 9;
-        Self { stream, overlap_previous }
-    }
 }
 
 /// The shape of a launch in one dimension.
