@@ -286,8 +286,7 @@ impl CudaBackend {
         stream: RawStream,
     ) -> Result<()> {
         let prepared = self.prepare(plan)?;
-        let needed = self.kernels.workspace(plan, &args);
-        let workspace = match needed.bytes {
+        let workspace = match Kernels::workspace_bytes(plan, &args) {
             0 => None,
             bytes if captured => {
                 // Ordered before the graph by waiting here: only the allocation is waited for.
@@ -297,9 +296,6 @@ impl CudaBackend {
             }
             bytes => Some(self.pool.alloc_on(bytes, stream)?),
         };
-        if let Some(workspace) = &workspace {
-            workspace.memset(0..needed.zeroed, 0, stream)?;
-        }
         let held = Held {
             workspace: workspace.as_ref().map_or(0, DeviceBuffer::ptr),
             multiplicity: prepared.multiplicity.as_deref().map_or(0, DeviceBuffer::ptr),

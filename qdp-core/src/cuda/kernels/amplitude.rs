@@ -1,6 +1,6 @@
 //! Launches of amplitude.cu.
 
-use super::{CommonArgs, LaunchStream, Loader, Shape, Workspace};
+use super::{CommonArgs, LaunchStream, Loader, Shape};
 use crate::cuda::Function;
 use crate::element::{DType, Precision};
 use crate::error::Result;
@@ -88,13 +88,12 @@ impl Kernels {
     }
 
     /// For the sums of long rows.
-    #[expect(clippy::unused_self, reason = "thresholds may depend on the device")]
-    pub(super) fn workspace(&self, precision: Precision, args: &CommonArgs) -> Workspace {
+    pub(super) fn workspace_bytes(precision: Precision, args: &CommonArgs) -> usize {
         match Path::of(precision, args) {
-            Path::Short { .. } => Workspace::default(),
+            Path::Short { .. } => 0,
             Path::Long { chunks } => {
                 let slots = args.batch * (chunks + 1);
-                Workspace { bytes: (slots * SLOT_BYTES) as usize, zeroed: 0 }
+                (slots * SLOT_BYTES) as usize
             }
         }
     }

@@ -29,14 +29,6 @@ pub(super) struct Kernels {
     overlap: bool,
 }
 
-/// Device memory that an encode needs beside input and output.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub(super) struct Workspace {
-    pub(super) bytes: usize,
-    /// Of those, the first that are zero when the encode starts.
-    pub(super) zeroed: usize,
-}
-
 /// Device addresses of what the backend holds for an encode; 0 where the form needs none.
 #[derive(Debug, Clone, Copy, Default)]
 pub(super) struct Held {
@@ -71,15 +63,15 @@ impl Kernels {
         LaunchStream { stream, overlap_previous: self.overlap && !captured }
     }
 
-    pub(super) fn workspace(&self, plan: &EncodePlan, args: &CommonArgs) -> Workspace {
+    /// Bytes of device memory that an encode needs beside input and output.
+    pub(super) fn workspace_bytes(plan: &EncodePlan, args: &CommonArgs) -> usize {
         match plan.form() {
             Form::Amplitude => {
-                let own = self.amplitude.workspace(plan.precision(), args);
+                let own = amplitude::Kernels::workspace_bytes(plan.precision(), args);
                 let rows = gather::Kernels::bytes(args, plan.dtype());
-                let bytes = if rows == 0 { own.bytes } else { rows_offset(own) + rows };
-                Workspace { bytes, ..own }
+                if rows == 0 { own } else { rows_offset(own) + rows }
             }
-            _ => Workspace::default(),
+            _ => 0,
         }
     }
 
@@ -88,7 +80,7 @@ impl Kernels {
     /// # Safety
     ///
     /// The pointers in `args` and `held` must be valid for the input and output that `args`
-    /// describes and for what [`Kernels::workspace`] asked for, in the order of `stream`.
+    /// describes and for what [`Kernels::workspace_bytes`] asked for, in the order of `stream`.
     pub(super) unsafe fn enqueue(
         &self,
         plan: &EncodePlan,
@@ -102,7 +94,7 @@ impl Kernels {
             match plan.form() {
                 Form::Amplitude => {
                     if gather::Kernels::bytes(&args, plan.dtype()) > 0 {
-                        let own = self.amplitude.workspace(precision, &args);
+                        let own = amplitude::Kernels::workspace_bytes(precision, &args);
                         let rows = held.workspace + rows_offset(own) as u64;
                         args = self.gather.enqueue(args, plan.dtype(), rows, stream)?;
                     }
@@ -119,8 +111,8 @@ impl Kernels {
 }
 
 /// Where gathered rows lie in the workspace: behind the encode's own, as aligned as an allocation.
-fn rows_offset(own: Workspace) -> usize {
-    own.bytes.next_multiple_of(256)
+fn rows_offset(own: usize) -> usize {
+    own.next_multiple_of(256)
 }
 
 /// Finds kernels by name.
