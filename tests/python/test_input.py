@@ -277,7 +277,9 @@ class TestTorch:
     def test_lazy_bits_are_not_read_raw(self, engine: qdp.Engine, torch: Any) -> None:
         """A lazily conjugated or negated tensor gives its own values, or a typed error."""
         t = torch.from_numpy(values("complex64"))
-        for lazy in (t.conj(), t.conj().imag):
+        negated = t.conj().imag
+        dense = negated.as_strided((2, 4), (4, 1))
+        for lazy in (t.conj(), negated, dense):
             assert lazy.is_conj() or lazy.is_neg()
             plain = lazy.resolve_conj().resolve_neg().numpy()
             try:
