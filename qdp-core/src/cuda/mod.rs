@@ -49,7 +49,7 @@ pub use driver::{
     CaptureGuard, Driver, LiveObjects, REQUIRED_VERSION, begin_shutdown, live_objects, probe,
 };
 pub use event::Event;
-pub use launch::{Dim3, LaunchOptions, launch, launch_with, max_active_clusters};
+pub use launch::{Dim3, LaunchOptions, launch, launch_with};
 pub use memory::DeviceBuffer;
 pub use module::{Function, Module};
 pub use pinned::{MappedBuffer, PinnedBuffer};

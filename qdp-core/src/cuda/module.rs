@@ -220,34 +220,6 @@ impl Function {
         self.set_attribute(attribute, bytes as c_int)
     }
 
-    /// Allows clusters of more than 8 blocks, which not every device can launch.
-    ///
-    /// # Errors
-    /// [`Error::Driver`], where the device has no clusters.
-    pub fn allow_non_portable_clusters(&self) -> Result<()> {
-        let attribute = CUfunction_attribute::CU_FUNC_ATTRIBUTE_NON_PORTABLE_CLUSTER_SIZE_ALLOWED;
-        self.set_attribute(attribute, 1)
-    }
-
-    /// How many blocks of this size and dynamic shared memory one multiprocessor runs at once.
-    ///
-    /// # Errors
-    /// [`Error::Driver`].
-    pub fn max_active_blocks(&self, threads: u32, shared_bytes: u32) -> Result<u32> {
-        let _bound = self.module.context.bind()?;
-        let mut blocks = 0;
-        // SAFETY: the function's module is alive; the driver writes one integer.
-        check("cuOccupancyMaxActiveBlocksPerMultiprocessor", unsafe {
-            sys::cuOccupancyMaxActiveBlocksPerMultiprocessor(
-                &raw mut blocks,
-                self.raw(),
-                threads as c_int,
-                shared_bytes as usize,
-            )
-        })?;
-        Ok(blocks as u32)
-    }
-
     fn attribute(&self, attribute: CUfunction_attribute) -> Result<u32> {
         let _bound = self.module.context.bind()?;
         let mut value = 0;

@@ -39,7 +39,7 @@ impl Kernels {
     ) -> Result<()> {
         let Tile { args, blocks, threads } = Tile::new(common, precision, BLOCK_BYTES);
         let shared = args.rows * size_of::<u64>() as u32;
-        let shape = Shape { blocks, threads, shared, ..Shape::default() };
+        let shape = Shape { blocks, threads, shared };
         // SAFETY: the caller's promise; the arguments are the kernel's parameter.
         unsafe { shape.launch(&self.basis[precision as usize], &args, stream) }
     }

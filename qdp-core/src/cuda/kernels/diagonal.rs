@@ -271,7 +271,6 @@ impl Pass {
             blocks: parts.div_ceil(u64::from(args.parts)),
             threads: 1 << (tile_threads + args.group_bits),
             shared: args.tables_at + (args.tables_size << args.group_bits),
-            ..Shape::default()
         };
         Self { args, register_bits, shape }
     }

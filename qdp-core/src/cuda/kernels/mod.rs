@@ -150,8 +150,6 @@ struct Shape {
     threads: u32,
     /// Bytes of dynamic shared memory.
     shared: u32,
-    /// All blocks run at once, so they may wait for one another.
-    cooperative: bool,
 }
 
 impl Shape {
@@ -167,8 +165,7 @@ impl Shape {
         let grid = (self.blocks.min(i32::MAX as u64) as u32, 1, 1);
         let block = (self.threads, 1, 1);
         let LaunchStream { stream, overlap_previous } = stream;
-        let cooperative = self.cooperative;
-        let options = LaunchOptions { overlap_previous, cooperative, ..LaunchOptions::default() };
+        let options = LaunchOptions { overlap_previous };
         // SAFETY: passed on to the caller.
         unsafe { launch_with(function, grid, block, self.shared, stream, args, options) }
     }

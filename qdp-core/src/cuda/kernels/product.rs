@@ -69,7 +69,6 @@ impl Kernels {
             blocks: tile.blocks,
             threads: tile.threads,
             shared: shared_bytes(&tile.args, precision),
-            ..Shape::default()
         };
         // SAFETY: the caller's promise; the arguments mirror the kernel's parameter.
         unsafe { shape.launch(&self.product[precision as usize], &args, stream) }
