@@ -8,45 +8,55 @@ namespace qdp {
 
 struct GatherArgs : Args {
     void* rows;          // shape (batch, features)
-    uint32_t tile_bits;  // samples of a tile: 2^tile_bits
+    uint32_t tile_bits;  // samples of a tile: 2^tile_bits, at most as many as threads
     uint32_t unused;
 };
 
 constexpr uint32_t GATHER_THREADS = 256;
-// Values of a tile.
+// Values of a tile: 2^bits.
 template <class T>
-constexpr uint32_t GATHER_TILE = sizeof(T) <= 8 ? 4096 : 1024;
+constexpr uint32_t GATHER_TILE_BITS = sizeof(T) <= 8 ? 12 : 10;
 
-// Values are moved, not looked at: a type is as good as any of its size.
+// Values are moved, not looked at: a type is as good as any of its size. Addresses are worked out
+// once per tile: with 64-bit products for each value, those and not the memory were the limit.
 template <class T>
 __device__ void gather(const GatherArgs& args) {
-    constexpr uint32_t EACH = GATHER_TILE<T> / GATHER_THREADS;
-    __shared__ T tile[GATHER_TILE<T> + 64];  // a value more in each row: columns off one bank
-    const uint32_t bits = args.tile_bits, height = 1u << bits, width = GATHER_TILE<T> >> bits;
-    const uint64_t across = (args.features + width - 1) / width;
+    constexpr uint32_t EACH = (1u << GATHER_TILE_BITS<T>) / GATHER_THREADS;
+    // A value more in each row: columns off one bank.
+    __shared__ T tile[(1u << GATHER_TILE_BITS<T>) + GATHER_THREADS];
+    const uint32_t bits = args.tile_bits, width_bits = GATHER_TILE_BITS<T> - bits;
+    const uint32_t height = 1u << bits, width = 1u << width_bits;
+    const uint64_t across = (args.features + width - 1) >> width_bits;
     const uint64_t down = (args.batch + height - 1) >> bits;
+    // Where this thread begins to read in a tile, and, as threads are a multiple of the height, the
+    // constant step it goes on with.
+    const uint32_t r = threadIdx.x & (height - 1), c = threadIdx.x >> bits;
+    const uint32_t step = GATHER_THREADS >> bits;
     for (uint64_t part = blockIdx.x; part < across * down; part += gridDim.x) {
-        const uint64_t row = part / across << bits, column = part % across * width;
+        const uint64_t row = part / across << bits, column = part % across << width_bits;
+        const auto rows = static_cast<uint32_t>(min(uint64_t{height}, args.batch - row));
+        const auto columns = static_cast<uint32_t>(min(uint64_t{width}, args.features - column));
+        const T* from = static_cast<const T*>(args.input) +
+                        static_cast<int64_t>(row + r) * args.row_stride +
+                        static_cast<int64_t>(column + c) * args.col_stride;
         T values[EACH];
 #pragma unroll
         for (uint32_t u = 0; u < EACH; ++u) {
-            const uint32_t i = u * GATHER_THREADS + threadIdx.x;
-            const uint64_t r = row + (i & (height - 1)), c = column + (i >> bits);
-            values[u] = r < args.batch && c < args.features ? load<T>(args, r, c) : T{};
+            values[u] = r < rows && c + u * step < columns ? *from : T{};
+            from += step * args.col_stride;
         }
 #pragma unroll
         for (uint32_t u = 0; u < EACH; ++u) {
-            const uint32_t i = u * GATHER_THREADS + threadIdx.x;
-            tile[(i & (height - 1)) * (width + 1) + (i >> bits)] = values[u];
+            tile[r * (width + 1) + c + u * step] = values[u];
         }
         __syncthreads();
+        T* to = static_cast<T*>(args.rows) + row * args.features + column;
 #pragma unroll
         for (uint32_t u = 0; u < EACH; ++u) {
             const uint32_t i = u * GATHER_THREADS + threadIdx.x;
-            const uint32_t y = i / width, x = i & (width - 1);
-            if (row + y < args.batch && column + x < args.features) {
-                static_cast<T*>(args.rows)[(row + y) * args.features + column + x] =
-                    tile[y * (width + 1) + x];
+            const uint32_t y = i >> width_bits, x = i & (width - 1);
+            if (y < rows && x < columns) {
+                to[y * args.features + x] = tile[y * (width + 1) + x];
             }
         }
         __syncthreads();

@@ -103,7 +103,7 @@ def angle(x: NDArray[Any], n: int, rotation: str, convention: str) -> Complex:
         # A Kronecker product has its first factor in the most significant place.
         order = qubits if convention == "pennylane" else qubits[::-1]
         rows.append(reduce(np.kron, order))
-    return np.array(rows)
+    return np.array(rows, np.complex128).reshape(len(x), 2**n)
 
 
 def basis(x: NDArray[Any], n: int, convention: str) -> Complex:

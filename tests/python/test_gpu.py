@@ -182,7 +182,7 @@ class TestEqualsCpuBackend:
         generator = torch.Generator().manual_seed(n)
         kind = getattr(torch, dtype)
         exact = torch.complex128 if kind.is_complex else torch.float64
-        for batch in (2, 3, 8, 33, 64, 200):
+        for batch in (2, 3, 8, 33, 64, 200, 1000):
             for length in {2**n, max(1, 2**n - 3)}:
                 values = torch.randn(length, batch, generator=generator, dtype=exact)
                 inexact = kind.is_floating_point or kind.is_complex
@@ -192,6 +192,22 @@ class TestEqualsCpuBackend:
                 assert (states == rows).all(), f"batch {batch}: not as dense rows"
                 expected = qdp.Engine("cpu").encode(x, n).numpy()
                 reference.assert_close(states, expected, x.to(exact), n, "amplitude", slack=2)
+
+    def test_transposed_without_memory_to_spare(self) -> None:
+        """There is no room to make rows of the samples: they are read as they lie."""
+        n, batch = 27, 8
+        x = torch.rand(2**n, batch, device=DEVICE).T
+        out = torch.empty(batch, 2**n, dtype=torch.complex64, device=DEVICE)
+        engine = qdp.Engine(DEVICE)
+        torch.cuda.empty_cache()
+        room = engine.memory_info()
+        taken = torch.empty(room["free"] - 2**30, dtype=torch.uint8, device=DEVICE)
+        engine.encode(x, n, out=out).check()
+        del taken
+        norms = torch.linalg.vector_norm(out, dim=1)
+        torch.testing.assert_close(norms, torch.ones_like(norms))
+        scale = x[3].norm()
+        torch.testing.assert_close(out[3, ::4097].real, x[3, ::4097] / scale)
 
     @pytest.mark.parametrize("dtype", ["float16", "float32", "float64", "complex64", "complex128"])
     @pytest.mark.parametrize("n", [3, 9, 12, 13, 14, 17])

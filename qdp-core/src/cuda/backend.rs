@@ -33,7 +33,7 @@ pub struct PreparedPlan {
 /// What captured encodes touch: never dropped.
 struct Captured {
     _backend: Arc<CudaBackend>,
-    _workspace: Option<DeviceBuffer>,
+    _workspace: [Option<DeviceBuffer>; 2],
     _multiplicity: Option<Arc<DeviceBuffer>>,
 }
 
@@ -286,19 +286,17 @@ impl CudaBackend {
         stream: RawStream,
     ) -> Result<()> {
         let prepared = self.prepare(plan)?;
-        let workspace = match Kernels::workspace_bytes(plan, &args) {
-            0 => None,
-            bytes if captured => {
-                // Ordered before the graph by waiting here: only the allocation is waited for.
-                let buffer = self.allocate(bytes)?;
-                self.stream.synchronize()?;
-                Some(buffer)
-            }
-            bytes => Some(self.pool.alloc_on(bytes, stream)?),
+        let work = |bytes| self.working_memory(bytes, captured, stream);
+        let workspace = work(Kernels::workspace_bytes(plan, &args))?;
+        let rows = match work(Kernels::rows_bytes(plan, &args)) {
+            Err(Error::OutOfMemory { .. }) => None, // slower without
+            rows => rows?,
         };
+        let ptr = |buffer: Option<&DeviceBuffer>| buffer.map_or(0, DeviceBuffer::ptr);
         let held = Held {
-            workspace: workspace.as_ref().map_or(0, DeviceBuffer::ptr),
-            multiplicity: prepared.multiplicity.as_deref().map_or(0, DeviceBuffer::ptr),
+            workspace: ptr(workspace.as_ref()),
+            rows: ptr(rows.as_ref()),
+            multiplicity: ptr(prepared.multiplicity.as_deref()),
         };
         let to = self.kernels.on(stream, captured);
         // SAFETY: the caller describes valid input and output; record, flags, multiplicity and
@@ -308,13 +306,32 @@ impl CudaBackend {
         if captured {
             CAPTURED.lock().push(Captured {
                 _backend: Arc::clone(self),
-                _workspace: workspace,
+                _workspace: [workspace, rows],
                 _multiplicity: prepared.multiplicity.clone(),
             });
             Ok(())
         } else {
             self.board.enqueued(ticket, stream)
         }
+    }
+
+    /// Memory for an encode on `stream`, or for the replays of one that is captured.
+    fn working_memory(
+        &self,
+        bytes: usize,
+        captured: bool,
+        stream: RawStream,
+    ) -> Result<Option<DeviceBuffer>> {
+        if bytes == 0 {
+            return Ok(None);
+        }
+        if !captured {
+            return self.pool.alloc_on(bytes, stream).map(Some);
+        }
+        // Ordered before the graph by waiting here: only the allocation is waited for.
+        let buffer = self.allocate(bytes)?;
+        self.stream.synchronize()?;
+        Ok(Some(buffer))
     }
 
     fn prepare<'a>(&self, plan: &'a EncodePlan) -> Result<&'a PreparedPlan> {

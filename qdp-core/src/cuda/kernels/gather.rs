@@ -7,8 +7,9 @@ use crate::error::Result;
 
 /// `GATHER_THREADS` of gather.cu.
 const THREADS: u32 = 256;
-/// The most samples of a tile: as many lanes read neighbouring values.
-const MAX_TILE_BITS: u32 = 6;
+/// Samples of a tile, where there are as many: that many lanes read neighbouring values. More where
+/// samples are so short that tiles would be wider than they are.
+const TILE_BITS: u32 = 6;
 
 /// Mirrors `qdp::GatherArgs`.
 #[derive(Debug, Clone, Copy)]
@@ -56,10 +57,12 @@ impl Kernels {
         rows: u64,
         stream: LaunchStream,
     ) -> Result<CommonArgs> {
-        // `GATHER_TILE` of gather.cu.
-        let (values, most) = if dtype.size() <= 8 { (4096, MAX_TILE_BITS) } else { (1024, 5) };
+        // `GATHER_TILE_BITS` of gather.cu.
+        let (all_bits, usual) = if dtype.size() <= 8 { (12, TILE_BITS) } else { (10, TILE_BITS - 1) };
+        let short = all_bits - common.features.next_power_of_two().ilog2().min(all_bits);
+        let most = usual.max(short).min(THREADS.ilog2());
         let tile_bits = common.batch.next_power_of_two().ilog2().min(most);
-        let width = values >> tile_bits;
+        let width = 1 << (all_bits - tile_bits);
         let blocks = common.batch.div_ceil(1 << tile_bits) * common.features.div_ceil(width);
         let shape = Shape { blocks, threads: THREADS, ..Shape::default() };
         let args = GatherArgs { common, rows, tile_bits, unused: 0 };

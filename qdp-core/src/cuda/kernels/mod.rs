@@ -33,6 +33,8 @@ pub(super) struct Kernels {
 #[derive(Debug, Clone, Copy, Default)]
 pub(super) struct Held {
     pub(super) workspace: u64,
+    /// Memory for the samples as rows; 0 reads them as they lie.
+    pub(super) rows: u64,
     /// How often each pair is coupled, for a diagonal form.
     pub(super) multiplicity: u64,
 }
@@ -66,11 +68,15 @@ impl Kernels {
     /// Bytes of device memory that an encode needs beside input and output.
     pub(super) fn workspace_bytes(plan: &EncodePlan, args: &CommonArgs) -> usize {
         match plan.form() {
-            Form::Amplitude => {
-                let own = amplitude::Kernels::workspace_bytes(plan.precision(), args);
-                let rows = gather::Kernels::bytes(args, plan.dtype());
-                if rows == 0 { own } else { rows_offset(own) + rows }
-            }
+            Form::Amplitude => amplitude::Kernels::workspace_bytes(plan.precision(), args),
+            _ => 0,
+        }
+    }
+
+    /// Bytes of device memory that make an encode faster: [`Held::rows`].
+    pub(super) fn rows_bytes(plan: &EncodePlan, args: &CommonArgs) -> usize {
+        match plan.form() {
+            Form::Amplitude => gather::Kernels::bytes(args, plan.dtype()),
             _ => 0,
         }
     }
@@ -80,7 +86,8 @@ impl Kernels {
     /// # Safety
     ///
     /// The pointers in `args` and `held` must be valid for the input and output that `args`
-    /// describes and for what [`Kernels::workspace_bytes`] asked for, in the order of `stream`.
+    /// describes and for what [`Kernels::workspace_bytes`] and, unless it is 0,
+    /// [`Kernels::rows_bytes`] asked for, in the order of `stream`.
     pub(super) unsafe fn enqueue(
         &self,
         plan: &EncodePlan,
@@ -93,10 +100,8 @@ impl Kernels {
         unsafe {
             match plan.form() {
                 Form::Amplitude => {
-                    if gather::Kernels::bytes(&args, plan.dtype()) > 0 {
-                        let own = amplitude::Kernels::workspace_bytes(precision, &args);
-                        let rows = held.workspace + rows_offset(own) as u64;
-                        args = self.gather.enqueue(args, plan.dtype(), rows, stream)?;
+                    if held.rows != 0 {
+                        args = self.gather.enqueue(args, plan.dtype(), held.rows, stream)?;
                     }
                     self.amplitude.enqueue(precision, args, held.workspace, stream)
                 }
@@ -108,11 +113,6 @@ impl Kernels {
             }
         }
     }
-}
-
-/// Where gathered rows lie in the workspace: behind the encode's own, as aligned as an allocation.
-fn rows_offset(own: usize) -> usize {
-    own.next_multiple_of(256)
 }
 
 /// Finds kernels by name.
