@@ -33,7 +33,9 @@ __device__ void gather(const GatherArgs& args) {
     const uint32_t r = threadIdx.x & (height - 1), c = threadIdx.x >> bits;
     const uint32_t step = GATHER_THREADS >> bits;
     for (uint64_t part = blockIdx.x; part < across * down; part += gridDim.x) {
-        const uint64_t row = part / across << bits, column = part % across << width_bits;
+        // Neighbouring tiles along the samples, whose values are neighbours in memory: the parts of
+        // a memory page are read at about the same time.
+        const uint64_t row = part % down << bits, column = part / down << width_bits;
         const auto rows = static_cast<uint32_t>(min(uint64_t{height}, args.batch - row));
         const auto columns = static_cast<uint32_t>(min(uint64_t{width}, args.features - column));
         const T* from = static_cast<const T*>(args.input) +
