@@ -5,14 +5,29 @@ use super::{PIECE, Rows, Within, for_chunks};
 use crate::element::{DType, Element, Precision, Real};
 use crate::encoding::amplitude::{non_finite, norm};
 use crate::error::Result;
-use crate::input::Row;
+use crate::input::{Input, Row};
 use multiversion::multiversion;
 use num_complex::Complex;
+use std::ops::Range;
+
+/// Values whose squares are summed, or that are copied, at a time.
+const BLOCK: usize = 1 << 10;
+
+/// Columns of a batch that are gathered at a time: from every row a cache line of what is written.
+const COLUMNS: usize = 16;
 
 pub(super) fn encode<T: Element, R: Real>(rows: Rows<'_, R>) -> Result<()> {
     let Rows { input, first, states, within } = rows;
+    let gaps = input.features() > 1 && input.strides().1 != 1;
+    let gathered: Vec<T>;
+    let (input, before) = if gaps && within == Within::OneThread {
+        gathered = gather(input, first..first + states.len());
+        (&Input::rows(&gathered, input.features())?, first)
+    } else {
+        (input, 0)
+    };
     for (sample, state) in (first..).zip(states) {
-        let row = input.row::<T>(sample);
+        let row = input.row::<T>(sample - before);
         let sum = sum_of_squares(row, within);
         if !sum.is_finite() {
             check_finite(sample, row, 0)?;
@@ -27,15 +42,36 @@ pub(super) fn encode<T: Element, R: Real>(rows: Rows<'_, R>) -> Result<()> {
     Ok(())
 }
 
+/// Copies rows without gaps, one behind the other. Where they lie closer to each other than the
+/// values of each, every cache line holds values of many of them: so a few columns at a time.
+fn gather<T: Element>(input: &Input<'_>, samples: Range<usize>) -> Vec<T> {
+    let len = input.features();
+    let rows: Vec<_> = samples.map(|sample| input.row::<T>(sample)).collect();
+    let Some(row) = rows.first() else { return Vec::new() };
+    let mut values = vec![row.get(0); rows.len() * len];
+    let (between_rows, between_columns) = input.strides();
+    let transposed = between_rows.unsigned_abs() < between_columns.unsigned_abs();
+    let step = if transposed { COLUMNS } else { len };
+    for first in (0..len).step_by(step) {
+        let columns = first..(first + step).min(len);
+        for (row, values) in rows.iter().zip(values.chunks_exact_mut(len)) {
+            let part = row.range(columns.clone());
+            for (value, i) in values[columns.clone()].iter_mut().zip(0..part.len()) {
+                *value = part.get(i);
+            }
+        }
+    }
+    values
+}
+
 /// Writes `row` times `factor` to `state`, and zeros behind it.
 fn scale<T: Element, R: Real>(row: Row<'_, T>, factor: f64, state: &mut [Complex<R>]) {
     let (values, padding) = state.split_at_mut(row.len());
     if let Some(slice) = row.as_slice() {
         scale_slice(slice, factor, values);
     } else {
-        for (i, value) in values.iter_mut().enumerate() {
-            *value = scaled(row.get(i), factor);
-        }
+        let mut parts = values.chunks_mut(BLOCK);
+        for_copies(row, |block| scale_slice(block, factor, parts.next().unwrap_or_default()));
     }
     padding.fill(Complex::new(R::zero(), R::zero()));
 }
@@ -67,6 +103,17 @@ fn scale_slice<T: Element, R: Real>(values: &[T], factor: f64, state: &mut [Comp
     }
 }
 
+/// Runs `body` on copies of a row's values, [`BLOCK`] after [`BLOCK`].
+fn for_copies<T: Element>(row: Row<'_, T>, mut body: impl FnMut(&[T])) {
+    let mut copy = Vec::with_capacity(BLOCK.min(row.len()));
+    for first in (0..row.len()).step_by(BLOCK) {
+        let part = row.range(first..(first + BLOCK).min(row.len()));
+        copy.clear();
+        copy.extend((0..part.len()).map(|i| part.get(i)));
+        body(&copy);
+    }
+}
+
 /// Fails on the first value of a row, or of its part from `first` on, that is not finite.
 pub(crate) fn check_finite<T: Element>(sample: usize, row: Row<'_, T>, first: usize) -> Result<()> {
     for i in 0..row.len() {
@@ -90,34 +137,30 @@ fn sum_of_squares<T: Element>(row: Row<'_, T>, within: Within) -> f64 {
     parts.iter().sum()
 }
 
-/// Sum of squares of a piece of a row, in double.
+/// Sum of squares of a piece of a row, in double. The row's stride makes no difference to it.
 pub(crate) fn partial_sum<T: Element>(row: Row<'_, T>) -> f64 {
-    match row.as_slice() {
-        Some(slice) => sum_slice(slice),
-        // In the same order, so that the result is the same.
-        None => sum_lanes(row.len(), |i| square(row.get(i))),
+    if let Some(slice) = row.as_slice() {
+        return sum_slice(slice);
     }
-}
-
-#[inline(always)]
-fn square<T: Element>(x: T) -> f64 {
-    if T::DTYPE.is_complex() { x.to_complex().norm_sqr() } else { x.to_f64() * x.to_f64() }
+    let mut sum = 0.0;
+    for_copies(row, |block| sum += sum_slice(block));
+    sum
 }
 
 #[multiversion(targets("x86_64+avx2+fma"))]
 fn sum_slice<T: Element>(values: &[T]) -> f64 {
-    sum_lanes(values.len(), |i| square(values[i]))
+    values.chunks(BLOCK).map(sum_block).sum()
 }
 
-/// Independent lanes, so that the additions need not wait for each other, and round less often.
+/// In independent lanes, so that the additions need not wait for each other, and round less often.
 #[inline(always)]
-fn sum_lanes(count: usize, term: impl Fn(usize) -> f64) -> f64 {
+fn sum_block<T: Element>(values: &[T]) -> f64 {
     const LANES: usize = 16;
     let mut lanes = [0.0; LANES];
-    let whole = count / LANES * LANES;
-    for block in (0..whole).step_by(LANES) {
-        for (lane, sum) in lanes.iter_mut().enumerate() {
-            *sum += term(block + lane);
+    let (whole, rest) = values.as_chunks::<LANES>();
+    for values in whole {
+        for (sum, &x) in lanes.iter_mut().zip(values) {
+            *sum += square(x);
         }
     }
     let mut half = LANES / 2;
@@ -127,5 +170,10 @@ fn sum_lanes(count: usize, term: impl Fn(usize) -> f64) -> f64 {
         }
         half /= 2;
     }
-    lanes[0] + (whole..count).map(term).sum::<f64>()
+    lanes[0] + rest.iter().map(|&x| square(x)).sum::<f64>()
+}
+
+#[inline(always)]
+fn square<T: Element>(x: T) -> f64 {
+    if T::DTYPE.is_complex() { x.to_complex().norm_sqr() } else { x.to_f64() * x.to_f64() }
 }
