@@ -177,3 +177,60 @@ fn sum_block<T: Element>(values: &[T]) -> f64 {
 fn square<T: Element>(x: T) -> f64 {
     if T::DTYPE.is_complex() { x.to_complex().norm_sqr() } else { x.to_f64() * x.to_f64() }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::engine::Device;
+    use crate::input::Output;
+
+    fn states<T: Element>(
+        values: &[T],
+        (batch, features): (usize, usize),
+        strides: (isize, isize),
+        within: Within,
+    ) -> Vec<Complex<f64>> {
+        let dim = features.next_power_of_two();
+        let mut amplitudes = vec![Complex::new(f64::NAN, f64::NAN); batch * dim];
+        // SAFETY: every caller's shape and strides name elements of `values`.
+        let input = unsafe {
+            let ptr = values.as_ptr().cast();
+            Input::from_raw(ptr, T::DTYPE, Device::Cpu, (batch, features), strides)
+        };
+        let mut output = Output::rows(&mut amplitudes, dim).unwrap();
+        let states = output.rows_mut::<f64>();
+        encode::<T, f64>(Rows { input: &input, first: 0, states, within }).unwrap();
+        amplitudes
+    }
+
+    #[test]
+    fn strides_and_threads_change_no_bit() {
+        for (batch, features) in [(1, 2), (3, 17), (37, 100), (5, 3 * BLOCK + 5), (2, PIECE + 77)] {
+            let value = |row: usize, column: usize| ((row * 31 + column * 17) % 101) as f32 - 50.5;
+            let dense: Vec<f32> =
+                (0..batch * features).map(|i| value(i / features, i % features)).collect();
+            let mut transposed = vec![0.0f32; batch * features];
+            let mut every_second = vec![f32::NAN; 2 * batch * features];
+            for (i, &x) in dense.iter().enumerate() {
+                transposed[i % features * batch + i / features] = x;
+                every_second[2 * i] = x;
+            }
+            let shape = (batch, features);
+            let (rows, columns) = (features as isize, batch as isize);
+            let expected = states(&dense, shape, (rows, 1), Within::OneThread);
+            for (sample, state) in expected.chunks(features.next_power_of_two()).enumerate() {
+                let row = &dense[sample * features..][..features];
+                let norm = row.iter().map(|&x| f64::from(x).powi(2)).sum::<f64>().sqrt();
+                for (i, z) in state.iter().enumerate() {
+                    let x = row.get(i).map_or(0.0, |&x| f64::from(x) / norm);
+                    assert!((z.re - x).abs() < 1e-15 && z.im == 0.0, "{shape:?} {sample} {i}");
+                }
+            }
+            for within in [Within::OneThread, Within::Pool] {
+                assert_eq!(states(&dense, shape, (rows, 1), within), expected);
+                assert_eq!(states(&transposed, shape, (1, columns), within), expected);
+                assert_eq!(states(&every_second, shape, (2 * rows, 2), within), expected);
+            }
+        }
+    }
+}
