@@ -1,7 +1,7 @@
 //! Amplitude encoding: one pass for the norm, one to scale and pad.
 
 use super::parallel::ENCODE;
-use super::{PIECE, Rows, Within, for_chunks};
+use super::{PIECE, Rows, Within, for_chunks, rows_per_line};
 use crate::element::{DType, Element, Precision, Real};
 use crate::encoding::amplitude::{non_finite, norm};
 use crate::error::Result;
@@ -10,17 +10,18 @@ use multiversion::multiversion;
 use num_complex::Complex;
 use std::ops::Range;
 
-/// Values whose squares are summed, or that are copied, at a time.
+/// Values whose squares are summed at a time.
 const BLOCK: usize = 1 << 10;
+/// Independent sums, so that the additions need not wait for each other, and round less often.
+const LANES: usize = 16;
 
 /// Columns of a batch that are gathered at a time: from every row a cache line of what is written.
 const COLUMNS: usize = 16;
 
 pub(super) fn encode<T: Element, R: Real>(rows: Rows<'_, R>) -> Result<()> {
     let Rows { input, first, states, within } = rows;
-    let gaps = input.features() > 1 && input.strides().1 != 1;
     let gathered: Vec<T>;
-    let (input, before) = if gaps && within == Within::OneThread {
+    let (input, before) = if rows_per_line(input) > 1 && within == Within::OneThread {
         gathered = gather(input, first..first + states.len());
         (&Input::rows(&gathered, input.features())?, first)
     } else {
@@ -42,18 +43,15 @@ pub(super) fn encode<T: Element, R: Real>(rows: Rows<'_, R>) -> Result<()> {
     Ok(())
 }
 
-/// Copies rows without gaps, one behind the other. Where they lie closer to each other than the
-/// values of each, every cache line holds values of many of them: so a few columns at a time.
+/// Copies the rows of a transposed batch, one behind the other. Every cache line holds values of
+/// many of them: so a few columns at a time.
 fn gather<T: Element>(input: &Input<'_>, samples: Range<usize>) -> Vec<T> {
     let len = input.features();
     let rows: Vec<_> = samples.map(|sample| input.row::<T>(sample)).collect();
     let Some(row) = rows.first() else { return Vec::new() };
     let mut values = vec![row.get(0); rows.len() * len];
-    let (between_rows, between_columns) = input.strides();
-    let transposed = between_rows.unsigned_abs() < between_columns.unsigned_abs();
-    let step = if transposed { COLUMNS } else { len };
-    for first in (0..len).step_by(step) {
-        let columns = first..(first + step).min(len);
+    for first in (0..len).step_by(COLUMNS) {
+        let columns = first..(first + COLUMNS).min(len);
         for (row, values) in rows.iter().zip(values.chunks_exact_mut(len)) {
             let part = row.range(columns.clone());
             for (value, i) in values[columns.clone()].iter_mut().zip(0..part.len()) {
@@ -70,8 +68,9 @@ fn scale<T: Element, R: Real>(row: Row<'_, T>, factor: f64, state: &mut [Complex
     if let Some(slice) = row.as_slice() {
         scale_slice(slice, factor, values);
     } else {
-        let mut parts = values.chunks_mut(BLOCK);
-        for_copies(row, |block| scale_slice(block, factor, parts.next().unwrap_or_default()));
+        for (value, i) in values.iter_mut().zip(0..row.len()) {
+            *value = scaled(row.get(i), factor);
+        }
     }
     padding.fill(Complex::new(R::zero(), R::zero()));
 }
@@ -103,17 +102,6 @@ fn scale_slice<T: Element, R: Real>(values: &[T], factor: f64, state: &mut [Comp
     }
 }
 
-/// Runs `body` on copies of a row's values, [`BLOCK`] after [`BLOCK`].
-fn for_copies<T: Element>(row: Row<'_, T>, mut body: impl FnMut(&[T])) {
-    let mut copy = Vec::with_capacity(BLOCK.min(row.len()));
-    for first in (0..row.len()).step_by(BLOCK) {
-        let part = row.range(first..(first + BLOCK).min(row.len()));
-        copy.clear();
-        copy.extend((0..part.len()).map(|i| part.get(i)));
-        body(&copy);
-    }
-}
-
 /// Fails on the first value of a row, or of its part from `first` on, that is not finite.
 pub(crate) fn check_finite<T: Element>(sample: usize, row: Row<'_, T>, first: usize) -> Result<()> {
     for i in 0..row.len() {
@@ -142,27 +130,37 @@ pub(crate) fn partial_sum<T: Element>(row: Row<'_, T>) -> f64 {
     if let Some(slice) = row.as_slice() {
         return sum_slice(slice);
     }
-    let mut sum = 0.0;
-    for_copies(row, |block| sum += sum_slice(block));
-    sum
+    let block = |first: usize| {
+        let part = row.range(first..(first + BLOCK).min(row.len()));
+        let whole = part.len() / LANES * LANES;
+        let mut lanes = [0.0; LANES];
+        for first in (0..whole).step_by(LANES) {
+            for (i, sum) in (first..).zip(&mut lanes) {
+                *sum += square(part.get(i));
+            }
+        }
+        total(lanes) + (whole..part.len()).map(|i| square(part.get(i))).sum::<f64>()
+    };
+    (0..row.len()).step_by(BLOCK).map(block).sum()
 }
 
 #[multiversion(targets("x86_64+avx2+fma"))]
 fn sum_slice<T: Element>(values: &[T]) -> f64 {
-    values.chunks(BLOCK).map(sum_block).sum()
+    let block = |values: &[T]| {
+        let (whole, rest) = values.as_chunks::<LANES>();
+        let mut lanes = [0.0; LANES];
+        for values in whole {
+            for (sum, &x) in lanes.iter_mut().zip(values) {
+                *sum += square(x);
+            }
+        }
+        total(lanes) + rest.iter().map(|&x| square(x)).sum::<f64>()
+    };
+    values.chunks(BLOCK).map(block).sum()
 }
 
-/// In independent lanes, so that the additions need not wait for each other, and round less often.
 #[inline(always)]
-fn sum_block<T: Element>(values: &[T]) -> f64 {
-    const LANES: usize = 16;
-    let mut lanes = [0.0; LANES];
-    let (whole, rest) = values.as_chunks::<LANES>();
-    for values in whole {
-        for (sum, &x) in lanes.iter_mut().zip(values) {
-            *sum += square(x);
-        }
-    }
+fn total(mut lanes: [f64; LANES]) -> f64 {
     let mut half = LANES / 2;
     while half > 0 {
         for i in 0..half {
@@ -170,7 +168,7 @@ fn sum_block<T: Element>(values: &[T]) -> f64 {
         }
         half /= 2;
     }
-    lanes[0] + rest.iter().map(|&x| square(x)).sum::<f64>()
+    lanes[0]
 }
 
 #[inline(always)]
