@@ -93,7 +93,7 @@ fn encode_as<T: Element, R: Trig>(
     }
     // The error of the first bad sample, whichever thread meets one first.
     let first_error = Mutex::new(None::<(usize, Error)>);
-    let group = (GROUP_WORK / work).max(1);
+    let group = (GROUP_WORK / work).max(rows_per_line(input));
     ENCODE.for_each(true, states.groups(group), |(sample, states)| {
         if let Err(error) = run(sample, states, Within::OneThread) {
             let mut first = first_error.lock();
@@ -103,6 +103,12 @@ fn encode_as<T: Element, R: Trig>(
         }
     });
     first_error.into_inner().map_or(Ok(()), |(_, error)| Err(error))
+}
+
+/// Rows that share their cache lines: those of a transposed batch lie within each other.
+fn rows_per_line(input: &Input<'_>) -> usize {
+    let (row, column) = input.strides();
+    if row.unsigned_abs() < column.unsigned_abs() { 64 / input.dtype().size() } else { 1 }
 }
 
 /// What a sample costs, roughly: as many copied amplitudes.

@@ -101,9 +101,17 @@ fn fill_table<R: Real>(
     let mut half = 1;
     for &[zero, one] in factors {
         let (low, high) = scratch[..2 * half].split_at_mut(half);
-        for (low, high) in low.iter_mut().zip(high) {
-            *high = *low * one;
-            *low *= zero;
+        if zero.im == 0.0 && one.im == 0.0 {
+            // Of a rotation about y: reals side by side fill the vectors without shuffling.
+            for (low, high) in reals_mut(low).iter_mut().zip(reals_mut(high)) {
+                *high = *low * one.re;
+                *low *= zero.re;
+            }
+        } else {
+            for (low, high) in low.iter_mut().zip(high) {
+                *high = *low * one;
+                *low *= zero;
+            }
         }
         half *= 2;
     }
