@@ -202,12 +202,16 @@ impl Cut {
             (wanted..=REGISTER_BITS).find(|&bits| cells <= most(bits)).unwrap_or(REGISTER_BITS);
         // A second diagonal takes tables of its own for every tile, so fewer tiles suit it.
         let suits = TILE_CELLS + u32::from(diagonal.reps > 1);
-        let tile = (suits..=most(register_bits))
-            .find(|tile| {
-                cells - cells.min(*tile)
-                    <= if folds { FOLDS[(tile - TILE_CELLS) as usize] } else { 0 }
-            })
-            .or_else(|| (cells <= most(register_bits)).then_some(cells));
+        let largest = most(register_bits);
+        let folds_of = |tile: u32| match FOLDS[(tile - TILE_CELLS) as usize] {
+            _ if !folds => 0,
+            // Where a larger tile finds no room, folding still costs less than a pass.
+            few if tile == largest => few.max(PASS_FOLD_BITS),
+            few => few,
+        };
+        let tile = (suits..=largest)
+            .find(|&tile| cells.saturating_sub(tile) <= folds_of(tile))
+            .or_else(|| (cells <= largest).then_some(cells));
         if let Some(tile) = tile {
             // Folding also makes more blocks of few states; each keeps a warp busy.
             let few = (limits.sms / (4 * batch)).max(1).ilog2().min(MAX_FOLD_BITS);
@@ -502,6 +506,10 @@ mod tests {
                 diagonals += args.generate + args.multiplies;
             }
             assert_eq!(diagonals, diagonal.reps);
+            // Two folded bits spare a pass whatever the tile.
+            if transforms(diagonal) == 1 && diagonal.num_qubits <= 13 {
+                assert!(list.len() == 1 || limits.shared < 99 << 10, "{list:?}");
+            }
             // No more than one extra pass for a transform.
             if diagonal.num_qubits <= 24 && limits.sms == H200.sms {
                 assert!(list.len() as u32 <= transforms(diagonal) + 1, "{list:?}");
