@@ -24,7 +24,7 @@ __device__ __forceinline__ Cell<R> load_cell(const Complex<R>* from, bool aligne
     cell.z[CELL_BITS<R>] = from[CELL_BITS<R>];
     return cell;
 }
-// What is written leaves the cache first: 3 % of the time of iqp, n = 12 (H200, 512 MB).
+// What is written leaves the cache first, which spares 3 % there.
 template <class R>
 __device__ __forceinline__ void store_cell(Complex<R>* to, Cell<R> cell, bool aligned) {
     if (aligned || CELL_BITS<R> == 0) {
@@ -103,7 +103,7 @@ __device__ __forceinline__ void for_cells(At at, Next next, Use use) {
 }
 
 // Of tiles that are made and transformed once at most, TILE_CELLS may tell the bits of a cell's
-// number: constant windows take a quarter of the time of iqp, n = 12 (H200, 512 MB).
+// number: with constant windows iqp, n = 12, complex64 takes 233 us instead of 323 (H200, 512 MB).
 template <class R, int K, int TILE_CELLS = 0>
 __device__ void diagonal(const DiagonalArgs& args) {
     constexpr int C = CELL_BITS<R>, CELLS = 1 << K;
