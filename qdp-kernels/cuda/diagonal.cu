@@ -24,7 +24,8 @@ __device__ __forceinline__ Cell<R> load_cell(const Complex<R>* from, bool aligne
     cell.z[CELL_BITS<R>] = from[CELL_BITS<R>];
     return cell;
 }
-// What is written leaves the cache first, which spares 3 % there.
+// What is written leaves the cache first, which spares
+// iqp, n = 12, complex64 another 3 %.
 template <class R>
 __device__ __forceinline__ void store_cell(Complex<R>* to, Cell<R> cell, bool aligned) {
     if (aligned || CELL_BITS<R> == 0) {

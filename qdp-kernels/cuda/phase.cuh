@@ -184,8 +184,8 @@ struct Diagonal {
     }
     // What features and pairs of them give: [bit][bit], and [bit], in order.
     __device__ Turns* couplings() const {
-        return reinterpret_cast<Turns*>(factors() +
-                                        (separate_factors<K, CELLS> ? 0 : (1 + others()) << thread_bits()));
+        const uint32_t beside = separate_factors<K, CELLS> ? 0 : (1 + others()) << thread_bits();
+        return reinterpret_cast<Turns*>(factors() + beside);
     }
     __device__ Turns* terms() const { return couplings() + args.num_qubits * args.num_qubits; }
     __device__ Turns* constants() const { return terms() + args.num_qubits; }
