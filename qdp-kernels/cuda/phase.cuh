@@ -34,8 +34,10 @@ struct DiagonalArgs : Args {
     uint32_t fold_bits;    // bits above the tile that are transformed while it is made
     uint32_t group_bits;   // tiles that a block holds at once
     uint32_t parts;        // how many times it does so
+    uint32_t ahead;        // states whose tables it makes at once, by a warp each, if not one
+    uint32_t factors_at;   // where the factors begin in shared memory, if not with the tables
     uint32_t tables_at;    // where the tables begin in shared memory
-    uint32_t tables_size;  // of each state
+    uint32_t tables_size;  // of each diagonal
 };
 
 // 16 bytes of a state, what a thread loads and stores at once: two complex64 or one complex128.
@@ -138,10 +140,15 @@ __device__ __forceinline__ uint32_t spread(uint32_t q, uint32_t window) {
     return (q & ((1u << window) - 1)) | (q >> window) << (window + K);
 }
 
+// Whether the factors have a place of their own, since one thread makes them whoever makes the
+// tables: where a tile of a known size has several warps.
+template <int K, int CELLS>
+inline constexpr bool separate_factors = CELLS - K >= 7;
+
 // The diagonal of one state: its coefficients in shared memory, and the factors that they give a
 // thread's cells. Bits of the tile are taken in the order of who counts them: the thread's number,
 // the cell, the registers, and above the tile those that are folded.
-template <class R, int K>
+template <class R, int K, int CELLS>
 struct Diagonal {
     using Turns = typename Phase<R>::Turns;
     static constexpr int C = CELL_BITS<R>;
@@ -156,10 +163,11 @@ struct Diagonal {
 
     const DiagonalArgs& args;
     unsigned char* memory;
-    uint32_t thread;  // among those that share the state
+    uint32_t worker, workers;  // of the threads that make the tables
 
-    __device__ uint32_t thread_bits() const { return args.tile_bits - C - K; }
-    __device__ uint32_t threads() const { return 1u << thread_bits(); }
+    __device__ uint32_t thread_bits() const {
+        return CELLS ? uint32_t(CELLS - K) : args.tile_bits - C - K;
+    }
     // The bits of the thread's number in two halves, and those above them in order.
     __device__ uint32_t lows() const { return (thread_bits() + 1) / 2; }
     __device__ uint32_t highs() const { return thread_bits() / 2; }
@@ -176,7 +184,8 @@ struct Diagonal {
     }
     // What features and pairs of them give: [bit][bit], and [bit], in order.
     __device__ Turns* couplings() const {
-        return reinterpret_cast<Turns*>(factors() + ((1 + others()) << thread_bits()));
+        const uint32_t beside = separate_factors<K, CELLS> ? 0 : (1 + others()) << thread_bits();
+        return reinterpret_cast<Turns*>(factors() + beside);
     }
     __device__ Turns* terms() const { return couplings() + args.num_qubits * args.num_qubits; }
     __device__ Turns* constants() const { return terms() + args.num_qubits; }
@@ -224,15 +233,18 @@ struct Diagonal {
     // The terms of the state, from the features of its row.
     __device__ void load(uint64_t row, uint32_t window, bool reporter) const {
         const uint32_t n = args.num_qubits;
-        if (thread == 0) bad() = 0;
-        for (uint32_t k = thread; k < n; k += threads()) {
+        if (worker == 0) bad() = 0;
+        for (uint32_t k = worker; k < n; k += workers) {
             places()[k] = order(args.big_endian ? n - 1 - k : k, window);
         }
-        sync_group(threads());
+        sync_group(workers);
+        const float inverse = 1.0f / static_cast<float>(n);
 #pragma unroll 1
-        for (uint32_t i = thread; i < n * (n + 1) / 2; i += threads()) {
+        for (uint32_t i = worker; i < n * (n + 1) / 2; i += workers) {
             // Features on a circle: the pairs are those at each distance up to half way around.
-            const uint32_t distance = i / n, a = i - distance * n;
+            const float middle = static_cast<float>(i) + 0.5f;  // so that rounding does no harm
+            const uint32_t distance = static_cast<uint32_t>(middle * inverse);
+            const uint32_t a = i - distance * n;
             const uint32_t b = a + distance < n ? a + distance : a + distance - n;
             const uint32_t j = min(a, b), k = max(a, b);
             const bool single = j == k;
@@ -260,7 +272,7 @@ struct Diagonal {
             couplings()[at_k * n + at_j] = single ? 0 : term;
             if (single) terms()[at_j] = term;
         }
-        sync_group(threads());
+        sync_group(workers);
     }
 
     // The couplings of bit `i` with all others, as they enter its single coefficient when the bits
@@ -308,7 +320,7 @@ struct Diagonal {
         const bool derived = args.kind != EXPLICIT || fixed;
         const Turns* singles = derived ? this->singles() : terms();
 #pragma unroll 1
-        for (uint32_t i = thread; derived && i < n; i += threads()) {
+        for (uint32_t i = worker; derived && i < n; i += workers) {
             const Turns single = rule.single_term * terms()[i];
             this->singles()[i] = single + couple_all(i, fixed);
             if (rule.constant || fixed) {
@@ -320,13 +332,13 @@ struct Diagonal {
                 constants()[i] = sum;
             }
         }
-        if (derived) sync_group(threads());
+        if (derived) sync_group(workers);
 
         // The tables of phases, in the order in which they lie.
         const uint32_t low_count = others << lows, high_count = (lows + others) << highs;
         const uint32_t phases = low_count + high_count + (1u << lows) + (1u << highs);
 #pragma unroll 1
-        for (uint32_t entry = thread; entry < phases; entry += threads()) {
+        for (uint32_t entry = worker; entry < phases; entry += workers) {
             uint32_t i = entry;
             Turns pairs, alone = 0;
             if (i < low_count + high_count) {
@@ -365,7 +377,7 @@ struct Diagonal {
         constexpr uint32_t LASTS = 1 << (C + LAST), ALL = sizeof(Folded) / sizeof(Complex<R>);
         const uint32_t count = CORNER + ((1u << args.fold_bits) - 1) * ALL;
 #pragma unroll 1
-        for (uint32_t entry = threads() - 1 - thread; entry < count; entry += threads()) {
+        for (uint32_t entry = workers - 1 - worker; entry < count; entry += workers) {
             // Bits of the registers that come together, and folded ones that come with each.
             uint32_t own = entry, ones = 0, with = 0;
             if (entry >= CORNER) {
@@ -382,29 +394,35 @@ struct Diagonal {
             }
             corners[entry] = cis<R>(rule.pair * pairs);
         }
-        sync_group(threads());
+        sync_group(workers);
+    }
 
+    // The factors of a thread's bits, and with them of each bit above.
+    __device__ __forceinline__ void factorise(Complex<R>* factors, uint32_t thread) const {
+        const uint32_t q = thread_bits(), lows = this->lows(), highs = this->highs();
+        const uint32_t others = this->others();
         const uint32_t low = thread & ((1u << lows) - 1), high = thread >> lows;
         Turns phase = low_own()[low] + high_own()[high];
 #pragma unroll
         for (uint32_t b = 0; b < HALF; ++b) {
             if (low >> b & 1) phase += high_phases()[b << highs | high];
         }
-        factors()[thread] = bad() ? not_a_number<R>() : cis<R>(phase);
+        factors[thread] = bad() ? not_a_number<R>() : cis<R>(phase);
         const Turns* above = high_phases() + (lows << highs);
 #pragma unroll 2
         for (uint32_t i = 0; i < others; ++i) {
             phase = low_phases()[i << lows | low] + above[i << highs | high];
-            factors()[(1 + i) << q | thread] = cis<R>(phase);
+            factors[(1 + i) << q | thread] = cis<R>(phase);
         }
     }
 
     // Multiplies the thread's cells by the diagonal, or makes them so. A folded bit is summed over
     // with the sign that the same bit of `sign` gives it.
-    __device__ __forceinline__ void apply(Cell<R> (&cells)[1 << K], bool generate, uint32_t sign,
+    __device__ __forceinline__ void apply(Cell<R> (&cells)[1 << K], const Complex<R>* factors,
+                                          uint32_t thread, bool generate, uint32_t sign,
                                           R scale) const {
         const auto factor_of = [&](uint32_t i) {
-            return factors()[(1 + i) << thread_bits() | thread];
+            return factors[(1 + i) << thread_bits() | thread];
         };
         const bool folds = generate && args.fold_bits;
         if (folds) {
@@ -420,7 +438,7 @@ struct Diagonal {
 
         Complex<R> first[1 << FIRST], last[1 << LAST];
         first[0] = {R(1), R(0)};
-        last[0] = factors()[thread] * scale;
+        last[0] = factors[thread] * scale;
 #pragma unroll
         for (int f = 0; f < FIRST; ++f) {
             const Complex<R> factor = factor_of(C + f);

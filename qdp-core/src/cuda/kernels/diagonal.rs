@@ -20,9 +20,11 @@ const THREAD_BITS: [u32; REGISTER_BITS as usize + 1] = [0, 8, 8, 8, 9];
 const TILE_CELLS: u32 = 11;
 /// Likewise, at most.
 const MAX_TILE_CELLS: u32 = 13;
+/// The least bits of a cell's number for which kernels know them.
+const MIN_MADE_CELLS: u32 = 7;
 /// Folded bits, at most, that suit tiles of 2^11, 2^12 and 2^13 cells. Measured on an H200 with
 /// 512 MB of output; where the list ends, the pass over memory costs less.
-const FOLDS: [u32; (MAX_TILE_CELLS - TILE_CELLS) as usize + 1] = [2, 3, MAX_FOLD_BITS];
+const FOLDS: [u32; (MAX_TILE_CELLS - TILE_CELLS) as usize + 1] = [0, 3, MAX_FOLD_BITS];
 /// `MAX_FOLD_BITS` of phase.cuh.
 const MAX_FOLD_BITS: u32 = 4;
 /// Folded bits where another pass follows all the same.
@@ -59,13 +61,17 @@ struct DiagonalArgs {
     fold_bits: u32,
     group_bits: u32,
     parts: u32,
+    ahead: u32,
+    factors_at: u32,
     tables_at: u32,
     tables_size: u32,
 }
 
 pub(super) struct Kernels {
     /// By bits in registers less one, then by [`Precision`].
-    diagonal: Vec<[Function; 2]>,
+    any_tile: Vec<[Function; 2]>,
+    /// By bits of a cell's number less [`MIN_MADE_CELLS`], then by [`Precision`].
+    made_tile: Vec<[Function; 2]>,
     limits: Limits,
 }
 
@@ -80,14 +86,17 @@ struct Limits {
 impl Kernels {
     pub(super) fn load(loader: &Loader<'_>) -> Result<Self> {
         let shared = loader.context.max_shared_memory_per_block();
-        let diagonal = (1..=REGISTER_BITS)
+        let any_tile = (1..=REGISTER_BITS)
             .map(|bits| loader.by_precision(&format!("qdp_diagonal_{bits}")))
             .collect::<Result<Vec<_>>>()?;
-        for kernel in diagonal.iter().flatten() {
+        let made_tile = (MIN_MADE_CELLS..=MAX_TILE_CELLS)
+            .map(|cells| loader.by_precision(&format!("qdp_diagonal_made_{cells}")))
+            .collect::<Result<Vec<_>>>()?;
+        for kernel in any_tile.iter().chain(&made_tile).flatten() {
             kernel.set_max_dynamic_shared(shared)?;
         }
         let sms = u64::from(loader.context.sm_count());
-        Ok(Self { diagonal, limits: Limits { sms, shared } })
+        Ok(Self { any_tile, made_tile, limits: Limits { sms, shared } })
     }
 
     /// # Safety
@@ -104,7 +113,11 @@ impl Kernels {
         let args = DiagonalArgs::new(common, diagonal, held.multiplicity);
         let cut = Cut::new(diagonal, precision, common.batch, self.limits);
         for pass in Passes::new(diagonal, cut, args) {
-            let kernel = &self.diagonal[pass.register_bits as usize - 1][precision as usize];
+            let kernels = match pass.made_cells {
+                Some(cells) => &self.made_tile[(cells - MIN_MADE_CELLS) as usize],
+                None => &self.any_tile[pass.register_bits as usize - 1],
+            };
+            let kernel = &kernels[precision as usize];
             // SAFETY: the caller's promise; the arguments mirror the kernel's parameter.
             unsafe { pass.shape.launch(kernel, &pass.args, stream)? };
         }
@@ -132,6 +145,8 @@ impl DiagonalArgs {
             fold_bits: 0,
             group_bits: 0,
             parts: 1,
+            ahead: 1,
+            factors_at: 0,
             tables_at: 0,
             tables_size: 0,
         }
@@ -187,12 +202,16 @@ impl Cut {
             (wanted..=REGISTER_BITS).find(|&bits| cells <= most(bits)).unwrap_or(REGISTER_BITS);
         // A second diagonal takes tables of its own for every tile, so fewer tiles suit it.
         let suits = TILE_CELLS + u32::from(diagonal.reps > 1);
-        let tile = (suits..=most(register_bits))
-            .find(|tile| {
-                cells - cells.min(*tile)
-                    <= if folds { FOLDS[(tile - TILE_CELLS) as usize] } else { 0 }
-            })
-            .or_else(|| (cells <= most(register_bits)).then_some(cells));
+        let largest = most(register_bits);
+        let folds_of = |tile: u32| match FOLDS[(tile - TILE_CELLS) as usize] {
+            _ if !folds => 0,
+            // Where a larger tile finds no room, folding still costs less than a pass.
+            few if tile == largest => few.max(PASS_FOLD_BITS),
+            few => few,
+        };
+        let tile = (suits..=largest)
+            .find(|&tile| cells.saturating_sub(tile) <= folds_of(tile))
+            .or_else(|| (cells <= largest).then_some(cells));
         if let Some(tile) = tile {
             // Folding also makes more blocks of few states; each keeps a warp busy.
             let few = (limits.sms / (4 * batch)).max(1).ilog2().min(MAX_FOLD_BITS);
@@ -238,6 +257,8 @@ impl Cut {
 struct Pass {
     args: DiagonalArgs,
     register_bits: u32,
+    /// Bits of a cell's number, where a kernel that knows them makes the tile.
+    made_cells: Option<u32>,
     shape: Shape,
 }
 
@@ -251,7 +272,16 @@ impl Pass {
         let first_cell = args.column_bits.max(c) - c;
         let exchanges = args.transforms > 0 && cells - first_cell > register_bits;
         let tile_size = if exchanges { 16 << cells } else { 0 };
-        args.tables_size = tables_size(&args, register_bits, cut.precision);
+        let made = args.generate != 0 && args.transforms <= 1 && args.column_bits == 0;
+        let made_cells = Some(cells).filter(|cells| {
+            made && register_bits == REGISTER_BITS
+                && (MIN_MADE_CELLS..=MAX_TILE_CELLS).contains(cells)
+        });
+        let factors_size = factors_size(&args, register_bits, cut.precision);
+        // `separate_factors` of phase.cuh
+        let separate = made_cells.is_some() && tile_threads >= GROUP_THREAD_BITS;
+        let beside = if separate { 0 } else { factors_size };
+        args.tables_size = tables_size(&args, register_bits, cut.precision, beside);
 
         // Small states share a block, as long as there are blocks for all SMs.
         let tiles = args.common.batch << (n - args.tile_bits);
@@ -261,23 +291,53 @@ impl Pass {
         let fits = |bits: &u32| (tile_size + args.tables_size) << bits <= cut.limits.shared;
         let whole = args.tile_bits == n;
         args.group_bits = if whole { (least..=most).rfind(fits).unwrap_or(least) } else { 0 };
-        args.tables_at = tile_size << args.group_bits;
+        args.factors_at = tile_size << args.group_bits;
+        args.tables_at = args.factors_at;
 
         // Tiles that differ in what is folded share their tables, if one block takes them.
         let parts = tiles.div_ceil(1 << args.group_bits);
         let at_once = cut.limits.sms * (512 >> tile_threads.min(9));
         args.parts = parts.div_ceil(at_once).min(1 << args.fold_bits) as u32;
+        let mut tables = 1 << args.group_bits;
+        if separate {
+            args.tables_at += factors_size;
+            // Each warp makes the tables of a state, two where a second diagonal follows, as long
+            // as there are blocks for all SMs and three quarters of them still find room.
+            let states = 1 << (tile_threads - WARP_BITS);
+            let parts_of_states = states << args.fold_bits;
+            let wanted = states as u32 * (1 + args.multiplies);
+            let shared = args.tables_at + wanted * args.tables_size;
+            if args.tile_bits + args.fold_bits == n
+                && (args.multiplies == 0 || args.fold_bits == 0)
+                && parts >= at_once * parts_of_states
+                && 4 * (cut.limits.shared / shared) >= 3 * (512 >> tile_threads)
+            {
+                args.ahead = states as u32;
+                args.parts = parts_of_states as u32;
+                tables = wanted;
+            }
+        }
         let shape = Shape {
             blocks: parts.div_ceil(u64::from(args.parts)),
             threads: 1 << (tile_threads + args.group_bits),
-            shared: args.tables_at + (args.tables_size << args.group_bits),
+            shared: args.tables_at + tables * args.tables_size,
         };
-        Self { args, register_bits, shape }
+        Self { args, register_bits, made_cells, shape }
     }
 }
 
-/// Bytes of a state's tables in shared memory: `Diagonal` of phase.cuh.
-fn tables_size(args: &DiagonalArgs, register_bits: u32, precision: Precision) -> u32 {
+/// Bytes of the factors of a tile's threads in shared memory: `Diagonal` of phase.cuh.
+fn factors_size(args: &DiagonalArgs, register_bits: u32, precision: Precision) -> u32 {
+    if args.generate == 0 && args.multiplies == 0 {
+        return 0;
+    }
+    let c = cell_bits(precision);
+    let others = c + register_bits + args.fold_bits;
+    (precision.size() as u32 * (1 + others)) << (args.tile_bits - c - register_bits)
+}
+
+/// Bytes of a state's tables in shared memory, `beside` included: `Diagonal` of phase.cuh.
+fn tables_size(args: &DiagonalArgs, register_bits: u32, precision: Precision, beside: u32) -> u32 {
     if args.generate == 0 && args.multiplies == 0 {
         return 0;
     }
@@ -290,10 +350,9 @@ fn tables_size(args: &DiagonalArgs, register_bits: u32, precision: Precision) ->
     let first = register_bits / 2;
     let folded = ((16 << (register_bits - first)) + (amplitude << first)).next_multiple_of(16);
     let corners = (16 << register_bits) + folded * ((1 << args.fold_bits) - 1);
-    let factors = (amplitude * (1 + others)) << thread_bits;
     let coefficients = n * n + 3 * n;
     let phases = (others << lows) + ((lows + others) << highs) + (1 << lows) + (1 << highs);
-    let bytes = corners + factors + turns * (coefficients + phases) + 4 * (n + 1);
+    let bytes = beside + corners + turns * (coefficients + phases) + 4 * (n + 1);
     // An odd number of 16 bytes, so that neighbouring states lie in different banks.
     (bytes.div_ceil(16) | 1) * 16
 }
@@ -447,6 +506,10 @@ mod tests {
                 diagonals += args.generate + args.multiplies;
             }
             assert_eq!(diagonals, diagonal.reps);
+            // Two folded bits spare a pass whatever the tile.
+            if transforms(diagonal) == 1 && diagonal.num_qubits <= 13 {
+                assert!(list.len() == 1 || limits.shared < 99 << 10, "{list:?}");
+            }
             // No more than one extra pass for a transform.
             if diagonal.num_qubits <= 24 && limits.sms == H200.sms {
                 assert!(list.len() as u32 <= transforms(diagonal) + 1, "{list:?}");
@@ -457,7 +520,7 @@ mod tests {
     #[test]
     fn launches_are_within_the_limits() {
         for_all(|diagonal, precision, limits, list| {
-            for pass @ Pass { args, register_bits, shape } in list {
+            for pass @ Pass { args, register_bits, made_cells, shape } in list {
                 let cells = args.tile_bits - cell_bits(precision);
                 assert!(shape.shared <= limits.shared, "{pass:?}");
                 assert!((32..=1 << THREAD_BITS[*register_bits as usize]).contains(&shape.threads));
@@ -466,6 +529,13 @@ mod tests {
                 assert!(args.fold_bits <= MAX_FOLD_BITS && args.tables_size.is_multiple_of(16));
                 let columns = args.column_bits.saturating_sub(cell_bits(precision));
                 assert!(args.column_bits == 0 || columns >= MIN_COLUMN_CELLS, "{pass:?}");
+                if made_cells.is_some() {
+                    assert!(args.generate == 1 && args.transforms <= 1 && *register_bits == 4);
+                    assert!(cells >= 11 || shape.threads <= 1 << GROUP_THREAD_BITS, "{pass:?}");
+                }
+                // Blocks that make tables ahead begin with a state, and do so once.
+                assert!(args.ahead == 1 || args.parts == args.ahead << args.fold_bits);
+                assert!(args.ahead == 1 || made_cells.is_some() && args.group_bits == 0);
                 let tiles = args.common.batch << (diagonal.num_qubits - args.tile_bits);
                 assert!((shape.blocks * u64::from(args.parts)) << args.group_bits >= tiles);
             }
