@@ -42,11 +42,13 @@ demo: $(VENV)/extension $(VENV)/demo
 
 test: $(VENV)/extension $(VENV)/dev
 	cargo test --release $(CHECKED) -p qdp-core -p qdp-kernels
+	cargo test --release $(CHECKED) -p qdp-core --features fault-injection --lib --test gpu_faults
 	$(BIN)/python -m pytest $(PYTEST_ARGS)
 
 lint: $(VENV)/extension $(VENV)/dev
 	cargo fmt --check
 	QDP_SKIP_KERNELS=1 cargo clippy --workspace --all-targets -- -D warnings
+	QDP_SKIP_KERNELS=1 cargo clippy --workspace --all-targets --features qdp-core/fault-injection -- -D warnings
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
 	$(BIN)/mypy

@@ -57,8 +57,11 @@ def main() -> None:
     subprocess.run(
         [maturin, "build", "--release", "--out", BUNDLE / "wheels"], cwd=ROOT, check=True
     )
+    test = ["test", "--release", *sys.argv[1:]]
+    faults = ["--features=fault-injection", "--test=gpu_faults"]
     copy_binaries(
-        cargo_binaries(["test", "--release", *sys.argv[1:]], {"lib", "test"}), BUNDLE / "rust-tests"
+        cargo_binaries(test, {"lib", "test"}) | cargo_binaries([*test, *faults], {"test"}),
+        BUNDLE / "rust-tests",
     )
     copy_binaries(cargo_binaries(["bench"], {"bench"}), BUNDLE / "rust-benches")
     copy_tree("tests/python")

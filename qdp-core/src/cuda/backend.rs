@@ -264,7 +264,8 @@ impl CudaBackend {
                 let ticket = self.board.issue(plan, captured)?;
                 self.launch(plan, args(input, ticket), ticket, captured, stream)?;
                 if validate_now {
-                    self.event_on(stream)?.synchronize()?;
+                    let done = self.event(ticket).map_or(Ok(()), Event::synchronize);
+                    done.inspect_err(|_| self.settle(stream))?;
                     self.board.check(ticket)?;
                 }
                 Ok(Encoded { ticket: Some(ticket), captured })
@@ -302,17 +303,19 @@ impl CudaBackend {
         // SAFETY: the caller describes valid input and output; record, flags, multiplicity and
         // workspace are the backend's, which outlives its enqueued work: its drop waits for its
         // own stream and the board's slots, and captured encodes keep it for good.
-        unsafe { self.kernels.enqueue(plan, args, held, to)? };
+        let launched = unsafe { self.kernels.enqueue(plan, args, held, to) };
         if captured {
+            // Also where a later launch failed: the graph may hold an earlier one.
             CAPTURED.lock().push(Captured {
                 _backend: Arc::clone(self),
                 _workspace: [workspace, rows],
                 _multiplicity: prepared.multiplicity.clone(),
             });
-            Ok(())
-        } else {
-            self.board.enqueued(ticket, stream)
+            return launched;
         }
+        launched
+            .and_then(|()| self.board.enqueued(ticket, stream))
+            .inspect_err(|_| self.board.abandon(ticket, stream))
     }
 
     /// Memory for an encode on `stream`, or for the replays of one that is captured.
@@ -413,11 +416,19 @@ impl CudaBackend {
     }
 
     pub(crate) fn keep_until_done(&self, stream: RawStream, owner: Box<dyn Send>) -> Result<()> {
-        let done = self.event_on(stream)?;
+        let done = self.event_on(stream).inspect_err(|_| self.settle(stream))?;
         let mut kept = self.kept.lock();
         kept.push((done, owner));
         self.keeps.store(true, Ordering::Release);
         Ok(())
+    }
+
+    /// Waits for the stream where a failed call would leave nothing else to say when the work is
+    /// done that uses the caller's memory. Where this fails too, the device has stopped.
+    fn settle(&self, stream: RawStream) {
+        if let Err(error) = stream.synchronize(&self.context) {
+            tracing::warn!(%error, "work in flight after an error could not be waited for");
+        }
     }
 
     /// Drops what was kept for work that is done.
@@ -439,7 +450,8 @@ impl CudaBackend {
 impl Drop for CudaBackend {
     fn drop(&mut self) {
         // Kernels in flight write the board, and read what is kept for them.
-        let waited = self.stream.synchronize().and_then(|()| self.board.synchronize());
+        let wait = || self.stream.synchronize().and(self.board.synchronize());
+        let waited = self.context.undeterred(wait);
         if let Err(error) = waited {
             self.context.record_drop_failure(error);
         }

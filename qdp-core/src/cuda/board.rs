@@ -208,6 +208,18 @@ impl Board {
         Ok(())
     }
 
+    /// Takes back an encode that failed on its way into `stream`. No event stands for what was
+    /// enqueued of it, so the host waits for that; what it reported is nobody's.
+    pub(super) fn abandon(&self, ticket: Ticket, stream: RawStream) {
+        let cleared = stream.synchronize(&self.context).and_then(|()| {
+            let _findings = self.findings.lock();
+            if self.flags.load_u32(1 + ticket.slot) == 0 { Ok(()) } else { self.clear(ticket.slot) }
+        });
+        if let Err(error) = cleared {
+            tracing::warn!(%error, "what a failed encode left could not be waited for");
+        }
+    }
+
     /// The event behind the ticket's encode; `None` where it was reached long ago.
     pub(super) fn event(&self, ticket: Ticket) -> Option<&Event> {
         let slot = &self.slots[ticket.slot];
@@ -291,9 +303,7 @@ impl Board {
         self.records.copy_to_host(offset, &mut key, self.stream.raw())?;
         let error = decode(u64::from_ne_bytes(key), slot);
         let sequence = slot.sequence.load(Ordering::Acquire);
-        self.records.copy_from_host(offset, &[0xff; 8], self.stream.raw())?;
-        // Last: from here on the slot may go to another encode.
-        self.flags.store_u32(1 + index, 0);
+        self.clear(index)?;
         if findings.insert(sequence, Finding { error, raised: false }).is_none_or(|old| old.raised)
         {
             self.unraised.fetch_add(1, Ordering::Release);
@@ -303,6 +313,14 @@ impl Board {
                 self.unraised.fetch_sub(1, Ordering::Release);
             }
         }
+        Ok(())
+    }
+
+    /// Empties a slot's record and flag, under the lock of the findings.
+    fn clear(&self, index: usize) -> Result<()> {
+        self.records.copy_from_host(index * size_of::<u64>(), &[0xff; 8], self.stream.raw())?;
+        // Last: from here on the slot may go to another encode.
+        self.flags.store_u32(1 + index, 0);
         Ok(())
     }
 }

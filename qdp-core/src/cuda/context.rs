@@ -10,8 +10,9 @@ use cudarc::driver::sys::{self, CUctx_st, CUdevice, CUdevice_attribute, CUresult
 use parking_lot::Mutex;
 
 use super::driver::{
-    Handle, Kind, Live, check, device_label, driver_is_gone, probe, refused, shutting_down,
+    Handle, Kind, Live, check, device_label, driver_is_gone, probe, refused, shutting_down, verify,
 };
+use super::gate::call;
 use super::{CaptureGuard, Stream};
 use crate::error::{Error, Result};
 
@@ -58,8 +59,10 @@ impl Context {
         let mut handle = ptr::null_mut();
         // SAFETY: the device handle is the driver's own, and it writes one pointer. Everything
         // that can fail comes before, so that the reference taken here always finds its owner.
-        let retained = unsafe { sys::cuDevicePrimaryCtxRetain(&raw mut handle, device) };
-        refused("cuDevicePrimaryCtxRetain", retained).map_err(unavailable)?;
+        refused("cuDevicePrimaryCtxRetain", || unsafe {
+            sys::cuDevicePrimaryCtxRetain(&raw mut handle, device)
+        })
+        .map_err(unavailable)?;
         Ok(Arc::new(Self {
             handle: Handle::new(handle),
             device,
@@ -122,7 +125,7 @@ impl Context {
         let _capture = CaptureGuard::relaxed();
         let (mut free, mut total) = (0, 0);
         // SAFETY: the context is current, and the driver writes two integers.
-        check("cuMemGetInfo", unsafe { sys::cuMemGetInfo_v2(&raw mut free, &raw mut total) })?;
+        check("cuMemGetInfo", || unsafe { sys::cuMemGetInfo_v2(&raw mut free, &raw mut total) })?;
         Ok((free as u64, total as u64))
     }
 
@@ -135,12 +138,12 @@ impl Context {
     pub fn bind(&self) -> Result<BoundContext<'_>> {
         let mut current = ptr::null_mut();
         // SAFETY: the driver is initialised and writes one pointer.
-        check("cuCtxGetCurrent", unsafe { sys::cuCtxGetCurrent(&raw mut current) })?;
+        check("cuCtxGetCurrent", || unsafe { sys::cuCtxGetCurrent(&raw mut current) })?;
         let previous = if current == self.handle.raw() {
             None
         } else {
             // SAFETY: the context is retained for as long as `self` is there.
-            check("cuCtxSetCurrent", unsafe { sys::cuCtxSetCurrent(self.handle.raw()) })?;
+            check("cuCtxSetCurrent", || unsafe { sys::cuCtxSetCurrent(self.handle.raw()) })?;
             Some(Handle::new(current))
         };
         Ok(BoundContext { context: self, previous, thread_bound: PhantomData })
@@ -188,28 +191,31 @@ impl Context {
         self.drop_failure.lock().take()
     }
 
-    /// What a destructor does with the driver's answer.
-    pub(super) fn check_drop(&self, call: &'static str, result: CUresult) {
+    /// Makes a destructor's call, and records its failure.
+    pub(super) fn check_drop(&self, name: &'static str, destroy: impl FnOnce() -> CUresult) {
+        let result = self.undeterred(|| call(name, destroy));
         if driver_is_gone(result) {
             return;
         }
-        if let Err(error) = check(call, result) {
+        if let Err(error) = verify(name, result) {
             self.record_drop_failure(error);
         }
     }
 
+    /// [`Context::bind`] for destructors: `None` where it failed, which is recorded.
+    pub(super) fn bind_in_drop(&self) -> Option<BoundContext<'_>> {
+        self.undeterred(|| self.bind()).map_err(|error| self.record_drop_failure(error)).ok()
+    }
+
     /// Runs what a destructor asks of the driver: with the context current, in the relaxed
     /// capture mode, and not at all once the process is about to exit.
-    pub(super) fn in_drop(&self, call: &'static str, destroy: impl FnOnce() -> CUresult) {
+    pub(super) fn in_drop(&self, name: &'static str, destroy: impl FnOnce() -> CUresult) {
         if shutting_down() {
             return;
         }
-        let bound = self.bind();
-        let _capture = CaptureGuard::relaxed();
-        if bound.is_ok() {
-            self.check_drop(call, destroy());
-        } else if let Err(error) = bound {
-            self.record_drop_failure(error);
+        if let Some(_bound) = self.bind_in_drop() {
+            let _capture = CaptureGuard::relaxed();
+            self.check_drop(name, destroy);
         }
     }
 }
@@ -230,14 +236,11 @@ impl Drop for Context {
         }
         let _capture = CaptureGuard::relaxed();
         // SAFETY: gives back the one reference taken in `open`; every object of this context
-        // held `self` by `Arc`, so none is left.
-        let released = unsafe { sys::cuDevicePrimaryCtxRelease_v2(self.device) };
-        if !driver_is_gone(released)
-            && let Err(error) = check("cuDevicePrimaryCtxRelease", released)
-        {
-            // Nobody is left to raise it.
-            tracing::warn!(device = self.ordinal, %error, "the primary context was not released");
-        }
+        // held `self` by `Arc`, so none is left. (Nor is anybody to raise a failure, but it is
+        // logged.)
+        self.check_drop("cuDevicePrimaryCtxRelease", || unsafe {
+            sys::cuDevicePrimaryCtxRelease_v2(self.device)
+        });
     }
 }
 
@@ -256,8 +259,8 @@ impl Drop for BoundContext<'_> {
         if let Some(previous) = self.previous {
             // SAFETY: it was current when the guard was made (null where none was), and whoever
             // made it current keeps it for at least this call.
-            let restored = unsafe { sys::cuCtxSetCurrent(previous.raw()) };
-            self.context.check_drop("cuCtxSetCurrent", restored);
+            self.context
+                .check_drop("cuCtxSetCurrent", || unsafe { sys::cuCtxSetCurrent(previous.raw()) });
         }
     }
 }

@@ -9,6 +9,7 @@ use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use cudarc::driver::result::DriverError;
 use cudarc::driver::sys::{self, CUdevice, CUdevice_attribute, CUresult, CUstreamCaptureMode};
 
+use super::gate::{call, call_anyway};
 use crate::error::{Error, Result, Unavailable};
 
 /// The oldest CUDA version of the driver that the kernels run on, major and minor.
@@ -43,15 +44,15 @@ fn initialise() -> Result<Driver, Unavailable> {
         return Err(Unavailable::NoDriver);
     }
     // SAFETY: libcuda is there; initialising it twice, or from two threads, is allowed.
-    let initialised = unsafe { sys::cuInit(0) };
+    let initialised = call("cuInit", || unsafe { sys::cuInit(0) });
     if initialised == CUresult::CUDA_ERROR_NO_DEVICE {
         return Err(Unavailable::NoSuchDevice { count: 0 });
     }
-    refused("cuInit", initialised)?;
+    refusal("cuInit", initialised)?;
 
     let mut version = 0;
     // SAFETY: the driver is initialised and writes one integer.
-    refused("cuDriverGetVersion", unsafe { sys::cuDriverGetVersion(&raw mut version) })?;
+    refused("cuDriverGetVersion", || unsafe { sys::cuDriverGetVersion(&raw mut version) })?;
     let version = split_version(version);
     if version < REQUIRED_VERSION {
         return Err(Unavailable::DriverTooOld {
@@ -64,7 +65,7 @@ fn initialise() -> Result<Driver, Unavailable> {
 
     let mut device_count = 0;
     // SAFETY: the driver is initialised and writes one integer.
-    refused("cuDeviceGetCount", unsafe { sys::cuDeviceGetCount(&raw mut device_count) })?;
+    refused("cuDeviceGetCount", || unsafe { sys::cuDeviceGetCount(&raw mut device_count) })?;
     Ok(Driver { version, device_count })
 }
 
@@ -81,12 +82,12 @@ impl Driver {
     pub fn device_name(&self, ordinal: i32) -> Result<String> {
         let device = self.device(ordinal)?;
         let mut name = [0 as c_char; 256];
-        // SAFETY: `name` has room for the length given, and the driver ends what it writes with
-        // a NUL within that length.
-        let name = unsafe {
-            check("cuDeviceGetName", sys::cuDeviceGetName(name.as_mut_ptr(), 256, device))?;
-            CStr::from_ptr(name.as_ptr())
-        };
+        // SAFETY: `name` has room for the length given.
+        check("cuDeviceGetName", || unsafe {
+            sys::cuDeviceGetName(name.as_mut_ptr(), 256, device)
+        })?;
+        // SAFETY: the driver ended what it wrote with a NUL within that length.
+        let name = unsafe { CStr::from_ptr(name.as_ptr()) };
         Ok(name.to_string_lossy().into_owned())
     }
 
@@ -110,7 +111,7 @@ impl Driver {
         let device = self.device(ordinal)?;
         let mut bytes = 0;
         // SAFETY: the device handle is the driver's own, and it writes one integer.
-        check("cuDeviceTotalMem", unsafe { sys::cuDeviceTotalMem_v2(&raw mut bytes, device) })?;
+        check("cuDeviceTotalMem", || unsafe { sys::cuDeviceTotalMem_v2(&raw mut bytes, device) })?;
         Ok(bytes as u64)
     }
 
@@ -118,7 +119,7 @@ impl Driver {
         let device = self.device(ordinal)?;
         let mut value = 0;
         // SAFETY: the device handle is the driver's own, and it writes one integer.
-        check("cuDeviceGetAttribute", unsafe {
+        check("cuDeviceGetAttribute", || unsafe {
             sys::cuDeviceGetAttribute(&raw mut value, attribute, device)
         })?;
         Ok(value)
@@ -131,7 +132,7 @@ impl Driver {
         }
         let mut device = 0;
         // SAFETY: a `Driver` exists only once the driver is initialised; it writes one integer.
-        check("cuDeviceGet", unsafe { sys::cuDeviceGet(&raw mut device, ordinal) })?;
+        check("cuDeviceGet", || unsafe { sys::cuDeviceGet(&raw mut device, ordinal) })?;
         Ok(device)
     }
 }
@@ -141,13 +142,31 @@ pub(super) fn device_label(ordinal: i32) -> String {
     format!("cuda:{ordinal}")
 }
 
+/// Makes a driver call and turns its answer into a [`Result`].
+///
+/// # Errors
+/// As [`verify`].
+#[inline]
+pub(super) fn check(name: &'static str, ask: impl FnOnce() -> CUresult) -> Result<()> {
+    verify(name, call(name, ask))
+}
+
+/// [`check`] for waits: after one, memory that the device used is let go.
+///
+/// # Errors
+/// As [`verify`].
+#[inline]
+pub(super) fn check_wait(name: &'static str, wait: impl FnOnce() -> CUresult) -> Result<()> {
+    verify(name, call_anyway(name, wait))
+}
+
 /// Turns the driver's answer into a [`Result`].
 ///
 /// # Errors
 /// [`Error::Capturing`] where the driver refused because of a stream capture, else
 /// [`Error::Driver`]. Out of memory is for the allocating caller to recognise first.
 #[inline]
-pub(super) fn check(call: &'static str, result: CUresult) -> Result<()> {
+pub(super) fn verify(call: &'static str, result: CUresult) -> Result<()> {
     if result == CUresult::CUDA_SUCCESS { Ok(()) } else { Err(failure(call, result)) }
 }
 
@@ -194,7 +213,14 @@ fn describe(result: CUresult) -> (String, String) {
 }
 
 /// [`check`] for the calls that decide whether a device can be used at all.
-pub(super) fn refused(call: &'static str, result: CUresult) -> Result<(), Unavailable> {
+pub(super) fn refused(
+    name: &'static str,
+    ask: impl FnOnce() -> CUresult,
+) -> Result<(), Unavailable> {
+    refusal(name, call(name, ask))
+}
+
+fn refusal(call: &'static str, result: CUresult) -> Result<(), Unavailable> {
     if result == CUresult::CUDA_SUCCESS {
         return Ok(());
     }
@@ -285,25 +311,28 @@ impl CaptureGuard {
     /// Switches this thread to the relaxed mode. Where the driver refuses, the guard does
     /// nothing, and the call that needed it says why it failed.
     pub fn relaxed() -> Self {
-        let previous = exchange_capture_mode(CUstreamCaptureMode::CU_STREAM_CAPTURE_MODE_RELAXED);
+        let mut mode = CUstreamCaptureMode::CU_STREAM_CAPTURE_MODE_RELAXED;
+        let result = call(EXCHANGE, || exchange_capture_mode(&mut mode));
+        let previous = (result == CUresult::CUDA_SUCCESS).then_some(mode);
         Self { previous, thread_bound: PhantomData }
     }
 }
 
 impl Drop for CaptureGuard {
     fn drop(&mut self) {
-        if let Some(previous) = self.previous {
-            exchange_capture_mode(previous);
+        if let Some(mut previous) = self.previous {
+            let _ = call_anyway(EXCHANGE, || exchange_capture_mode(&mut previous));
         }
     }
 }
 
-/// Sets this thread's capture mode; answers the one before.
-fn exchange_capture_mode(mut mode: CUstreamCaptureMode) -> Option<CUstreamCaptureMode> {
+const EXCHANGE: &str = "cuThreadExchangeStreamCaptureMode";
+
+/// Swaps this thread's capture mode with `mode`.
+fn exchange_capture_mode(mode: &mut CUstreamCaptureMode) -> CUresult {
     // SAFETY: the driver swaps the thread's mode with the one at the pointer. Only objects that
     // exist after a successful `probe` come here, and `probe` found libcuda.
-    let result = unsafe { sys::cuThreadExchangeStreamCaptureMode(&raw mut mode) };
-    (result == CUresult::CUDA_SUCCESS).then_some(mode)
+    unsafe { sys::cuThreadExchangeStreamCaptureMode(mode) }
 }
 
 /// How many driver objects of each type are alive in this process.

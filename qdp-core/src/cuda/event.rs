@@ -6,7 +6,8 @@ use std::time::Duration;
 
 use cudarc::driver::sys::{self, CUevent, CUevent_flags, CUevent_st, CUresult};
 
-use super::driver::{Handle, Kind, Live, check};
+use super::driver::{Handle, Kind, Live, check, check_wait, verify};
+use super::gate::call;
 use super::{CaptureGuard, Context, RawStream};
 use crate::error::{Error, Result};
 
@@ -43,7 +44,7 @@ impl Event {
         let _capture = CaptureGuard::relaxed();
         let mut handle = ptr::null_mut();
         // SAFETY: the context is current, and the driver writes one pointer.
-        check("cuEventCreate", unsafe { sys::cuEventCreate(&raw mut handle, flags as u32) })?;
+        check("cuEventCreate", || unsafe { sys::cuEventCreate(&raw mut handle, flags as u32) })?;
         Ok(Self {
             handle: Handle::new(handle),
             timed: flags == CUevent_flags::CU_EVENT_DEFAULT,
@@ -70,7 +71,7 @@ impl Event {
     pub fn record(&self, stream: RawStream) -> Result<()> {
         let _bound = self.context.bind()?;
         // SAFETY: the event is alive, and whoever made the view keeps the stream alive.
-        check("cuEventRecord", unsafe { sys::cuEventRecord(self.raw(), stream.raw()) })
+        check("cuEventRecord", || unsafe { sys::cuEventRecord(self.raw(), stream.raw()) })
     }
 
     /// Whether the event was reached.
@@ -82,11 +83,11 @@ impl Event {
         let _bound = self.context.bind()?;
         let _capture = CaptureGuard::relaxed();
         // SAFETY: the event is alive.
-        let result = unsafe { sys::cuEventQuery(self.raw()) };
+        let result = call("cuEventQuery", || unsafe { sys::cuEventQuery(self.raw()) });
         if result == CUresult::CUDA_ERROR_NOT_READY {
             return Ok(false);
         }
-        check("cuEventQuery", result)?;
+        verify("cuEventQuery", result)?;
         Ok(true)
     }
 
@@ -99,7 +100,7 @@ impl Event {
         let _bound = self.context.bind()?;
         let _capture = CaptureGuard::relaxed();
         // SAFETY: the event is alive.
-        check("cuEventSynchronize", unsafe { sys::cuEventSynchronize(self.raw()) })
+        check_wait("cuEventSynchronize", || unsafe { sys::cuEventSynchronize(self.raw()) })
     }
 
     /// The time from `earlier` to this event, both made with [`Event::timed`] and reached.
@@ -116,7 +117,7 @@ impl Event {
         let _capture = CaptureGuard::relaxed();
         let mut milliseconds = 0.0_f32;
         // SAFETY: both events are alive, and the driver writes one float.
-        check("cuEventElapsedTime", unsafe {
+        check("cuEventElapsedTime", || unsafe {
             sys::cuEventElapsedTime_v2(&raw mut milliseconds, earlier.raw(), self.raw())
         })?;
         Ok(Duration::from_secs_f64(f64::from(milliseconds.max(0.0)) / 1e3))

@@ -78,7 +78,7 @@ pub unsafe fn launch_with<P: Copy>(
     // SAFETY: the configuration and its attributes outlive the call. The driver reads as many
     // bytes behind the one parameter pointer as the kernel declares, which is the size of `P`,
     // and does so before it returns. What the kernel then does is the caller's promise.
-    check("cuLaunchKernelEx", unsafe {
+    check("cuLaunchKernelEx", || unsafe {
         sys::cuLaunchKernelEx(
             &raw const config,
             function.raw(),

@@ -146,11 +146,13 @@ impl DeviceBuffer {
     /// [`Error::InvalidArgument`] for a range beyond the end, [`Error::Driver`],
     /// [`Error::Capturing`] while the stream is being captured.
     pub fn copy_from_host(&self, offset: usize, source: &[u8], stream: RawStream) -> Result<()> {
+        let _bound = self.context.bind()?;
         stream.refuse_capture(&self.context, "copying from the host")?;
-        // SAFETY: `source` is borrowed until the copy is done: `synchronize` waits for it, and
-        // where that fails the device has stopped.
+        let _capture = CaptureGuard::relaxed();
+        // SAFETY: `source` is borrowed until the copy is done: `wait_for` waits for it, and where
+        // that fails the device has stopped.
         unsafe { self.host_to_device(offset, source.as_ptr().cast(), source.len(), stream)? };
-        stream.synchronize(&self.context)
+        stream.wait_for()
     }
 
     /// Copies the buffer at `offset` to `target`, in the order of `stream`, and waits for it.
@@ -159,11 +161,13 @@ impl DeviceBuffer {
     /// [`Error::InvalidArgument`] for a range beyond the end, [`Error::Driver`],
     /// [`Error::Capturing`] while the stream is being captured.
     pub fn copy_to_host(&self, offset: usize, target: &mut [u8], stream: RawStream) -> Result<()> {
+        let _bound = self.context.bind()?;
         stream.refuse_capture(&self.context, "copying to the host")?;
-        // SAFETY: `target` is borrowed until the copy is done: `synchronize` waits for it, and
-        // where that fails the device has stopped.
+        let _capture = CaptureGuard::relaxed();
+        // SAFETY: `target` is borrowed until the copy is done: `wait_for` waits for it, and where
+        // that fails the device has stopped.
         unsafe { self.device_to_host(offset, target.as_mut_ptr().cast(), target.len(), stream)? };
-        stream.synchronize(&self.context)
+        stream.wait_for()
     }
 
     /// Enqueues a copy of `source[range]` to this buffer at `offset`, within one device. Both
@@ -186,7 +190,7 @@ impl DeviceBuffer {
         let _bound = self.context.bind()?;
         // SAFETY: both ranges lie in their buffers, and whoever made the view keeps the stream
         // alive. The host's memory is not touched.
-        check("cuMemcpyDtoDAsync", unsafe {
+        check("cuMemcpyDtoDAsync", || unsafe {
             sys::cuMemcpyDtoDAsync_v2(target, source, range.len(), stream.raw())
         })
     }
@@ -203,7 +207,7 @@ impl DeviceBuffer {
         let _bound = self.context.bind()?;
         // SAFETY: the range lies in the buffer, and whoever made the view keeps the stream
         // alive. The host's memory is not touched.
-        check("cuMemsetD8Async", unsafe {
+        check("cuMemsetD8Async", || unsafe {
             sys::cuMemsetD8Async(target, c_uchar::from(value), range.len(), stream.raw())
         })
     }
@@ -224,7 +228,7 @@ impl DeviceBuffer {
         let _bound = self.context.bind()?;
         let _capture = CaptureGuard::relaxed();
         // SAFETY: the target range lies in the buffer; the rest is the caller's promise.
-        check("cuMemcpyHtoDAsync", unsafe {
+        check("cuMemcpyHtoDAsync", || unsafe {
             sys::cuMemcpyHtoDAsync_v2(target, source, bytes, stream.raw())
         })
     }
@@ -246,7 +250,7 @@ impl DeviceBuffer {
         let _bound = self.context.bind()?;
         let _capture = CaptureGuard::relaxed();
         // SAFETY: the source range lies in the buffer; the rest is the caller's promise.
-        check("cuMemcpyDtoHAsync", unsafe {
+        check("cuMemcpyDtoHAsync", || unsafe {
             sys::cuMemcpyDtoHAsync_v2(target, source, bytes, stream.raw())
         })
     }

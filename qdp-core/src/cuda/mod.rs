@@ -23,13 +23,17 @@
 //!
 //! Failures. `Drop` never panics: it records the failure in the context, where
 //! [`Context::take_drop_failure`] finds it at the next call. Once [`begin_shutdown`] was called
-//! (at process exit) destructors leave the driver alone.
+//! (at process exit) destructors leave the driver alone. Every driver call passes one gate, where
+//! a test build (the feature `fault-injection`) can make any one of them fail.
 
 mod backend;
 mod board;
 mod context;
 mod driver;
 mod event;
+#[cfg(feature = "fault-injection")]
+pub mod faults;
+mod gate;
 mod kernels;
 mod launch;
 mod memory;

@@ -6,7 +6,8 @@ use std::sync::Arc;
 
 use cudarc::driver::sys::{self, CUfunc_st, CUfunction, CUfunction_attribute, CUmod_st, CUresult};
 
-use super::driver::{Handle, Kind, Live, check};
+use super::driver::{Handle, Kind, Live, check, verify};
+use super::gate::call;
 use super::{CaptureGuard, Context};
 use crate::error::{Error, Result, Unavailable};
 
@@ -48,13 +49,15 @@ impl Module {
         let mut handle = ptr::null_mut();
         // SAFETY: the context is current. The driver takes the image's length from its header,
         // which was compared with the slice's, and copies what it keeps.
-        let result = unsafe { sys::cuModuleLoadData(&raw mut handle, image.as_ptr().cast()) };
+        let result = call("cuModuleLoadData", || unsafe {
+            sys::cuModuleLoadData(&raw mut handle, image.as_ptr().cast())
+        });
         if result == CUresult::CUDA_ERROR_NO_BINARY_FOR_GPU {
             let (major, minor) = context.compute_capability();
             let built = built.to_owned();
             return Err(unavailable(Unavailable::NoKernelImage { major, minor, built }));
         }
-        check("cuModuleLoadData", result)?;
+        verify("cuModuleLoadData", result)?;
         Ok(Arc::new(Self {
             handle: Handle::new(handle),
             context: Arc::clone(context),
@@ -77,8 +80,9 @@ impl Module {
         let _capture = CaptureGuard::relaxed();
         let mut handle = ptr::null_mut();
         // SAFETY: the module is alive, the name ends with a NUL, the driver writes one pointer.
-        let result =
-            unsafe { sys::cuModuleGetFunction(&raw mut handle, self.handle.raw(), name.as_ptr()) };
+        let result = call("cuModuleGetFunction", || unsafe {
+            sys::cuModuleGetFunction(&raw mut handle, self.handle.raw(), name.as_ptr())
+        });
         if result == CUresult::CUDA_ERROR_NOT_FOUND {
             return Err(Error::Driver {
                 call: "cuModuleGetFunction",
@@ -86,13 +90,13 @@ impl Module {
                 description: format!("this build holds no kernel named {}", name.to_string_lossy()),
             });
         }
-        check("cuModuleGetFunction", result)?;
+        verify("cuModuleGetFunction", result)?;
         // SAFETY: the function is of a module that is alive.
-        check("cuFuncLoad", unsafe { sys::cuFuncLoad(handle) })?;
+        check("cuFuncLoad", || unsafe { sys::cuFuncLoad(handle) })?;
         let (mut offset, mut parameter_bytes) = (0, 0);
         // SAFETY: the function is of a module that is alive; the driver writes two integers. (That
         // there is no second parameter is not asked: for the driver the question is an error.)
-        check("cuFuncGetParamInfo", unsafe {
+        check("cuFuncGetParamInfo", || unsafe {
             sys::cuFuncGetParamInfo(handle, 0, &raw mut offset, &raw mut parameter_bytes)
         })?;
         Ok(Function { handle: Handle::new(handle), parameter_bytes, module: Arc::clone(self) })
@@ -224,7 +228,7 @@ impl Function {
         let _bound = self.module.context.bind()?;
         let mut value = 0;
         // SAFETY: the function's module is alive; the driver writes one integer.
-        check("cuFuncGetAttribute", unsafe {
+        check("cuFuncGetAttribute", || unsafe {
             sys::cuFuncGetAttribute(&raw mut value, attribute, self.raw())
         })?;
         Ok(value as u32)
@@ -234,7 +238,7 @@ impl Function {
         let _bound = self.module.context.bind()?;
         let _capture = CaptureGuard::relaxed();
         // SAFETY: the function's module is alive.
-        check("cuFuncSetAttribute", unsafe {
+        check("cuFuncSetAttribute", || unsafe {
             sys::cuFuncSetAttribute(self.raw(), attribute, value)
         })
     }

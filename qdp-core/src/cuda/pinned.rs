@@ -8,7 +8,8 @@ use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 
 use cudarc::driver::sys::{self, CU_MEMHOSTALLOC_DEVICEMAP, CU_MEMHOSTALLOC_PORTABLE, CUresult};
 
-use super::driver::{Kind, Live, check};
+use super::driver::{Kind, Live, check, verify};
+use super::gate::call;
 use super::memory::check_range;
 use super::{CaptureGuard, Context};
 use crate::error::{Error, Result};
@@ -38,11 +39,13 @@ impl HostMemory {
             let _capture = CaptureGuard::relaxed();
             let mut raw = ptr::null_mut();
             // SAFETY: the context is current, and the driver writes one pointer.
-            let result = unsafe { sys::cuMemHostAlloc(&raw mut raw, bytes, flags) };
+            let result = call("cuMemHostAlloc", || unsafe {
+                sys::cuMemHostAlloc(&raw mut raw, bytes, flags)
+            });
             if result == CUresult::CUDA_ERROR_OUT_OF_MEMORY {
                 return Err(out_of_memory(bytes));
             }
-            check("cuMemHostAlloc", result)?;
+            verify("cuMemHostAlloc", result)?;
             start = NonNull::new(raw.cast()).ok_or_else(|| out_of_memory(bytes))?;
             // The driver reuses host memory as it is; slices need initialised bytes.
             // SAFETY: the allocation is `bytes` long, and nobody else knows of it yet.
@@ -189,7 +192,7 @@ impl MappedBuffer {
         let mut device_ptr = 0;
         // SAFETY: the memory was allocated for mapping, the context is current, and the driver
         // writes one address.
-        check("cuMemHostGetDevicePointer", unsafe {
+        check("cuMemHostGetDevicePointer", || unsafe {
             sys::cuMemHostGetDevicePointer_v2(&raw mut device_ptr, memory.start.as_ptr().cast(), 0)
         })?;
         Ok(Self { memory, device_ptr, _live: Live::new(Kind::MappedBuffer) })

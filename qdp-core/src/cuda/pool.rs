@@ -11,7 +11,8 @@ use cudarc::driver::sys::{
 };
 use parking_lot::Mutex;
 
-use super::driver::{Handle, Kind, Live, check, probe};
+use super::driver::{Handle, Kind, Live, check, probe, verify};
+use super::gate::call;
 use super::release::{self, Home, Owner};
 use super::{CaptureGuard, Context, DeviceBuffer, Event, RawStream, Stream};
 use crate::error::{Error, Result, Unavailable};
@@ -74,7 +75,7 @@ impl Pool {
         let mut handle = ptr::null_mut();
         // SAFETY: the properties are complete and outlive the call; the driver writes one
         // pointer.
-        check("cuMemPoolCreate", unsafe {
+        check("cuMemPoolCreate", || unsafe {
             sys::cuMemPoolCreate(&raw mut handle, &raw const props)
         })?;
         let pool = Self {
@@ -103,7 +104,7 @@ impl Pool {
         let _bound = self.context.bind()?;
         let _capture = CaptureGuard::relaxed();
         // SAFETY: this attribute's value is 64 bits wide, and the driver only reads it.
-        check("cuMemPoolSetAttribute", unsafe {
+        check("cuMemPoolSetAttribute", || unsafe {
             sys::cuMemPoolSetAttribute(
                 self.handle.raw(),
                 CUmemPool_attribute::CU_MEMPOOL_ATTR_RELEASE_THRESHOLD,
@@ -133,7 +134,7 @@ impl Pool {
         let _capture = CaptureGuard::relaxed();
         let mut value = 0_u64;
         // SAFETY: the attributes asked for here are 64 bits wide; the driver writes one.
-        check("cuMemPoolGetAttribute", unsafe {
+        check("cuMemPoolGetAttribute", || unsafe {
             sys::cuMemPoolGetAttribute(self.handle.raw(), attribute, (&raw mut value).cast())
         })?;
         Ok(value)
@@ -149,7 +150,7 @@ impl Pool {
         let _bound = self.context.bind()?;
         let _capture = CaptureGuard::relaxed();
         // SAFETY: the pool is alive; memory in use is not touched.
-        check("cuMemPoolTrimTo", unsafe { sys::cuMemPoolTrimTo(self.handle.raw(), bytes) })
+        check("cuMemPoolTrimTo", || unsafe { sys::cuMemPoolTrimTo(self.handle.raw(), bytes) })
     }
 
     /// Allocates in the order of `stream`, which becomes the buffer's home: it can be used there
@@ -209,13 +210,13 @@ impl Pool {
         let mut ptr = 0;
         // SAFETY: the pool is alive and the context current (`reserve`), whoever made the view
         // keeps the stream alive, and the driver writes one address.
-        let result = unsafe {
+        let result = call("cuMemAllocFromPoolAsync", || unsafe {
             sys::cuMemAllocFromPoolAsync(&raw mut ptr, bytes, self.handle.raw(), stream.raw())
-        };
+        });
         if result == CUresult::CUDA_ERROR_OUT_OF_MEMORY {
             return Ok(None);
         }
-        check("cuMemAllocFromPoolAsync", result)?;
+        verify("cuMemAllocFromPoolAsync", result)?;
         Ok(Some(ptr))
     }
 

@@ -86,13 +86,7 @@ impl Retired {
             return None;
         }
         let context = Arc::clone(&self.context);
-        let _bound = match context.bind() {
-            Ok(bound) => bound,
-            Err(error) => {
-                context.record_drop_failure(error);
-                return None;
-            }
-        };
+        let _bound = context.bind_in_drop()?;
         let home = self.home.raw();
         // A stream that cannot be asked is not being captured; what is wrong with it shows below.
         let captured = |stream: &RawStream| stream.is_capturing(&context).unwrap_or(false);
@@ -115,8 +109,9 @@ impl Retired {
             let _capture = CaptureGuard::relaxed();
             // SAFETY: allocated from the pool, which `self` still holds, and freed only here; the
             // home stream waits for everybody who used it.
-            let freed = unsafe { sys::cuMemFreeAsync(self.ptr, home.raw()) };
-            context.check_drop("cuMemFreeAsync", freed);
+            context.check_drop("cuMemFreeAsync", || unsafe {
+                sys::cuMemFreeAsync(self.ptr, home.raw())
+            });
         }
         // `self` goes now, and with it an external owner: behind the guards above, as its
         // destructor is another library's code and expects the thread as its caller left it.

@@ -8,7 +8,8 @@ use cudarc::driver::sys::{
     CUstreamCaptureStatus,
 };
 
-use super::driver::{Handle, Kind, Live, check};
+use super::driver::{Handle, Kind, Live, check, check_wait, verify};
+use super::gate::call;
 use super::{CaptureGuard, Context, Event};
 use crate::error::{Error, Result};
 
@@ -31,7 +32,7 @@ impl Stream {
         let _capture = CaptureGuard::relaxed();
         let mut handle = ptr::null_mut();
         // SAFETY: the context is current, and the driver writes one pointer.
-        check("cuStreamCreate", unsafe {
+        check("cuStreamCreate", || unsafe {
             sys::cuStreamCreate(&raw mut handle, CUstream_flags::CU_STREAM_NON_BLOCKING as u32)
         })?;
         let stream = Arc::new(Self {
@@ -141,7 +142,7 @@ impl RawStream {
         let _bound = event.context().bind()?;
         // SAFETY: the event is alive, and whoever made the view keeps the stream alive. The
         // driver notes what the event stands for now, so the event may go or be recorded anew.
-        check("cuStreamWaitEvent", unsafe {
+        check("cuStreamWaitEvent", || unsafe {
             sys::cuStreamWaitEvent(
                 self.raw(),
                 event.raw(),
@@ -160,11 +161,13 @@ impl RawStream {
         let _bound = context.bind()?;
         let mut status = CUstreamCaptureStatus::CU_STREAM_CAPTURE_STATUS_NONE;
         // SAFETY: whoever made the view keeps the stream alive; the driver writes one enumerator.
-        let result = unsafe { sys::cuStreamIsCapturing(self.raw(), &raw mut status) };
+        let result = call("cuStreamIsCapturing", || unsafe {
+            sys::cuStreamIsCapturing(self.raw(), &raw mut status)
+        });
         if result == CUresult::CUDA_ERROR_STREAM_CAPTURE_IMPLICIT {
             return Ok(true);
         }
-        check("cuStreamIsCapturing", result)?;
+        verify("cuStreamIsCapturing", result)?;
         Ok(status != CUstreamCaptureStatus::CU_STREAM_CAPTURE_STATUS_NONE)
     }
 
@@ -177,8 +180,14 @@ impl RawStream {
         let _bound = context.bind()?;
         self.refuse_capture(context, "waiting for the stream")?;
         let _capture = CaptureGuard::relaxed();
+        self.wait_for()
+    }
+
+    /// [`RawStream::synchronize`] where the context is current, the stream not being captured and
+    /// the thread in the relaxed mode: where this fails, the device has stopped.
+    pub(super) fn wait_for(self) -> Result<()> {
         // SAFETY: whoever made the view keeps the stream alive.
-        check("cuStreamSynchronize", unsafe { sys::cuStreamSynchronize(self.raw()) })
+        check_wait("cuStreamSynchronize", || unsafe { sys::cuStreamSynchronize(self.raw()) })
     }
 
     /// Fails where the stream is being captured. To be asked before a call that would not only
