@@ -58,7 +58,8 @@ impl Kernels {
         stream: LaunchStream,
     ) -> Result<CommonArgs> {
         // `GATHER_TILE_BITS` of gather.cu.
-        let (all_bits, usual) = if dtype.size() <= 8 { (12, TILE_BITS) } else { (10, TILE_BITS - 1) };
+        let (all_bits, usual) =
+            if dtype.size() <= 8 { (12, TILE_BITS) } else { (10, TILE_BITS - 1) };
         let short = all_bits - common.features.next_power_of_two().ilog2().min(all_bits);
         let most = usual.max(short).min(THREADS.ilog2());
         let tile_bits = common.batch.next_power_of_two().ilog2().min(most);
