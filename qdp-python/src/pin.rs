@@ -5,7 +5,7 @@ use crate::errors::{Result, invalid_because};
 use crate::exchange::device_of;
 use crate::layout::device_of_dlpack;
 use dlpark::python::{ImportRequest, ImportedDlpack};
-use numpy::{PyUntypedArray, PyUntypedArrayMethods};
+use numpy::{PyArrayDescrMethods, PyUntypedArray, PyUntypedArrayMethods};
 use parking_lot::Mutex;
 use pyo3::intern;
 use pyo3::prelude::*;
