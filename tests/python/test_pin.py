@@ -43,6 +43,7 @@ WITHOUT_GAPS = {
     "read-only": lambda: np.frombuffer(bytes(8000)),
     "torch": lambda: torch.ones(1000, dtype=torch.float64),
     "torch bfloat16": lambda: torch.ones(40, 100, dtype=torch.bfloat16).T,
+    "torch with a gradient": lambda: torch.ones(1000, dtype=torch.float64, requires_grad=True),
     "torch view": lambda: torch.ones(30, 100, dtype=torch.float64)[10:20],
     "dlpack": lambda: Borrowed(np.ones((10, 100))),
 }
@@ -87,10 +88,14 @@ def test_what_is_no_array(value: Any) -> None:
         qdp.pin(value)
 
 
-def test_a_tensor_that_wants_a_gradient() -> None:
-    with pytest.raises(qdp.InvalidArgumentError, match="DLPack") as caught:
-        qdp.pin(torch.ones(10, requires_grad=True))
-    assert caught.value.__cause__ is not None
+def test_a_producer_that_refuses() -> None:
+    class Refuses(Borrowed):
+        def __dlpack__(self, **_options: Any) -> Any:
+            raise BufferError("not today")
+
+    with pytest.raises(qdp.InvalidArgumentError, match="not today") as caught:
+        qdp.pin(Refuses(np.ones(10)))
+    assert isinstance(caught.value.__cause__, BufferError)
 
 
 def test_it_keeps_the_array() -> None:

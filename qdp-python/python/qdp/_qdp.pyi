@@ -160,6 +160,7 @@ def encode(
     """
 
 def device_info() -> dict[str, Any]: ...
+
 @final
 class Pinned:
     """An array whose memory is page-locked: made by :func:`qdp.pin`."""
