@@ -26,6 +26,7 @@ pub mod error;
 mod input;
 mod plan;
 mod state;
+mod trace;
 
 pub use element::{DType, Precision};
 pub use encoding::{Convention, EncodeSpec, Encoding, Entanglement, Rotation};

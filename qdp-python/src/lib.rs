@@ -15,6 +15,7 @@ mod input;
 mod layout;
 mod options;
 mod output;
+mod pin;
 mod plan;
 mod state;
 mod tensor;
@@ -28,6 +29,8 @@ mod _qdp {
     use crate::engine::Engine;
     #[pymodule_export]
     use crate::info::device_info;
+    #[pymodule_export]
+    use crate::pin::{Pinned, pin};
     #[pymodule_export]
     use crate::plan::Plan;
     #[pymodule_export]

@@ -347,6 +347,7 @@ pub struct LiveObjects {
     pub pinned_buffers: usize,
     pub mapped_buffers: usize,
     pub modules: usize,
+    pub registered: usize,
 }
 
 /// Counts the driver objects that are alive, for leak tests.
@@ -361,6 +362,7 @@ pub fn live_objects() -> LiveObjects {
         pinned_buffers: count(Kind::PinnedBuffer),
         mapped_buffers: count(Kind::MappedBuffer),
         modules: count(Kind::Module),
+        registered: count(Kind::RegisteredMemory),
     }
 }
 
@@ -375,9 +377,10 @@ pub(super) enum Kind {
     PinnedBuffer,
     MappedBuffer,
     Module,
+    RegisteredMemory,
 }
 
-static COUNTS: [AtomicUsize; 8] = [const { AtomicUsize::new(0) }; 8];
+static COUNTS: [AtomicUsize; 9] = [const { AtomicUsize::new(0) }; 9];
 
 /// One live object in [`live_objects`]'s count: each driver object holds one.
 #[derive(Debug)]

@@ -40,6 +40,7 @@ mod memory;
 mod module;
 mod pinned;
 mod pool;
+mod register;
 mod release;
 mod staging;
 mod states;
@@ -58,6 +59,7 @@ pub use memory::DeviceBuffer;
 pub use module::{Function, Module};
 pub use pinned::{MappedBuffer, PinnedBuffer};
 pub use pool::{DEFAULT_RELEASE_FRACTION, Pool};
+pub use register::{RegisteredMemory, is_page_locked};
 pub(crate) use states::DeviceStates;
 pub use stream::{RawStream, Stream};
 

@@ -68,7 +68,7 @@ impl Drop for HostMemory {
 }
 
 #[cold]
-fn out_of_memory(bytes: usize) -> Error {
+pub(super) fn out_of_memory(bytes: usize) -> Error {
     let (free, total) = host_memory();
     Error::OutOfMemory {
         device: "the host (page-locked memory)".to_owned(),

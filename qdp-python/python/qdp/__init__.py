@@ -9,7 +9,7 @@ array([[0.6+0.j, 0.8+0.j]])
 
 from __future__ import annotations
 
-from qdp._qdp import Engine, Plan, StateBatch, __version__, device_info
+from qdp._qdp import Engine, Pinned, Plan, StateBatch, __version__, device_info, pin
 from qdp.exceptions import (
     BasisValueError,
     CaptureError,
@@ -42,6 +42,7 @@ __all__ = [
     "NonFiniteError",
     "NormOverflowError",
     "OutOfMemoryError",
+    "Pinned",
     "Plan",
     "QdpError",
     "ShapeError",
@@ -49,4 +50,5 @@ __all__ = [
     "ZeroNormError",
     "__version__",
     "device_info",
+    "pin",
 ]

@@ -1,6 +1,6 @@
 """Types of the native module."""
 
-from typing import Any, ClassVar, Literal, final
+from typing import Any, ClassVar, Literal, Self, final
 
 import numpy as np
 import numpy.typing as npt
@@ -10,12 +10,14 @@ from qdp._types import Convention, Entanglement, Precision
 
 __all__ = [
     "Engine",
+    "Pinned",
     "Plan",
     "StateBatch",
     "__version__",
     "check",
     "device_info",
     "encode",
+    "pin",
 ]
 
 __version__: str
@@ -158,3 +160,31 @@ def encode(
     """
 
 def device_info() -> dict[str, Any]: ...
+
+@final
+class Pinned:
+    """An array whose memory is page-locked: made by :func:`qdp.pin`."""
+
+    @property
+    def array(self) -> Any: ...
+    @property
+    def nbytes(self) -> int: ...
+    @property
+    def pinned(self) -> bool: ...
+    def close(self) -> None: ...
+    def __enter__(self) -> Self: ...
+    def __exit__(self, *_exception: object) -> None: ...
+
+def pin(array: Any) -> Pinned:
+    """Page-lock an array's memory in place, so that a GPU copies from it at the speed of the link.
+
+    ``array`` is a NumPy array, a CPU tensor of torch's, or anything else on the host with
+    ``__dlpack__``, of any shape and element type, whose elements fill one range of memory without
+    gaps. Without a usable GPU nothing is locked: the result says ``pinned == False``, and works
+    the same otherwise.
+
+    Raises :class:`qdp.InvalidArgumentError` for anything that is no array, an array with gaps, an
+    empty one, and one that is page-locked already; :class:`qdp.DeviceMismatchError` for one on a
+    device; :class:`qdp.OutOfMemoryError` where the system does not lock as much;
+    :class:`qdp.DriverError` for memory that cannot be locked.
+    """

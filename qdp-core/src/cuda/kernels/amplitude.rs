@@ -9,7 +9,7 @@ use crate::error::Result;
 // complex64 and float64 to complex128: fractions of the best kernel that only moves as many bytes,
 // output 256 MiB.
 
-/// `MAX_UNITS` of amplitude.cu: stores of 16 bytes that a thread makes for a row. Short rows reach
+/// `MAX_UNITS` of amplitude.cuh: stores of 16 bytes that a thread makes for a row. Short rows reach
 /// 0.96 to 0.99 with 8, and 0.80 to 0.99 with 4, the less the longer the row.
 const UNITS: u64 = 8;
 /// `MAX_GROUP` of amplitude.cu: the most threads that share a short row. The longest short row
@@ -34,7 +34,7 @@ const MAX_SLACK: u64 = 384;
 const SLOT_BYTES: u64 = 8;
 
 /// In the order of [`DType`], by which they are indexed.
-const DTYPES: [(DType, &str); 14] = [
+pub(super) const DTYPES: [(DType, &str); 14] = [
     (DType::U8, "u8"),
     (DType::U16, "u16"),
     (DType::U32, "u32"),

@@ -6,9 +6,12 @@ mod basis;
 mod diagonal;
 mod gather;
 mod product;
+mod split;
 mod tile;
 
 pub(super) use args::CommonArgs;
+#[expect(unused_imports, reason = "for the ring, which comes next")]
+pub(super) use split::{Chunk, SPLIT_PART};
 
 use super::{Context, Function, LaunchOptions, Module, RawStream, launch_with};
 use crate::encoding::Form;
@@ -24,6 +27,7 @@ pub(super) struct Kernels {
     product: product::Kernels,
     diagonal: diagonal::Kernels,
     gather: gather::Kernels,
+    split: split::Kernels,
     /// Whether launches may overlap what precedes them: the device can, and the code, which the
     /// driver may have compiled from the PTX of an older architecture, waits for it.
     overlap: bool,
@@ -52,6 +56,7 @@ impl Kernels {
             product: product::Kernels::load(&loader)?,
             diagonal: diagonal::Kernels::load(&loader)?,
             gather: gather::Kernels::load(&loader)?,
+            split: split::Kernels::load(&loader)?,
             overlap: context.compute_capability().0 >= 9
                 && loader.function("qdp_basis_c64")?.ptx_version()? >= 90,
         })
