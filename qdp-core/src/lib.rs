@@ -24,6 +24,8 @@ pub mod encoding;
 mod engine;
 pub mod error;
 mod input;
+mod interrupt;
+pub mod pipeline;
 mod plan;
 mod state;
 
@@ -31,6 +33,7 @@ pub use element::{DType, Precision};
 pub use encoding::{Convention, EncodeSpec, Encoding, Entanglement, Rotation};
 pub use engine::{Device, EncodeOptions, Engine, MemoryInfo};
 pub use error::{Error, Result, Unavailable};
-pub use input::{Input, Output};
+pub use input::{Input, Output, OwnedInput};
+pub use pipeline::dispatch::{Dispatched, EncodeFuture};
 pub use plan::EncodePlan;
 pub use state::StateBatch;

@@ -22,6 +22,7 @@ use crate::element::{Element, Precision, Real, with_element};
 use crate::encoding::{EncodeSpec, Form, basis};
 use crate::error::{Error, Result};
 use crate::input::{Input, Output, Row, RowsMut};
+use crate::interrupt::Interrupt;
 use num_complex::Complex;
 use parallel::ENCODE;
 use parking_lot::Mutex;
@@ -38,6 +39,9 @@ const GROUP_WORK: usize = 1 << 14;
 const CHUNK: usize = 1 << 10;
 /// Amplitudes of a larger state that a thread takes at a time.
 const PIECE: usize = 1 << 14;
+
+/// Bytes of states between two questions whether to go on.
+const ROUND_BYTES: usize = 64 << 20;
 
 /// How the work of one state is run.
 #[derive(Clone, Copy, PartialEq)]
@@ -60,22 +64,45 @@ pub(crate) fn encode(
     form: &Form,
     input: &Input<'_>,
     output: &mut Output<'_>,
+    interrupt: Interrupt,
 ) -> Result<()> {
     with_element!(input.dtype(), T => match output.precision() {
-        Precision::Complex64 => encode_as::<T, f32>(spec, form, input, output),
-        Precision::Complex128 => encode_as::<T, f64>(spec, form, input, output),
+        Precision::Complex64 => {
+            encode_rounds::<T, f32>(spec, form, input, output.rows_mut(), interrupt)
+        }
+        Precision::Complex128 => {
+            encode_rounds::<T, f64>(spec, form, input, output.rows_mut(), interrupt)
+        }
     })
 }
 
+/// In one round where nobody is to be asked in between.
+fn encode_rounds<T: Element, R: Trig>(
+    spec: &EncodeSpec,
+    form: &Form,
+    input: &Input<'_>,
+    states: RowsMut<'_, R>,
+    mut interrupt: Interrupt,
+) -> Result<()> {
+    let row_bytes = spec.dim() * R::PRECISION.size();
+    let round = if interrupt.is_asked() { ROUND_BYTES / row_bytes } else { states.len() };
+    for (first, states) in states.groups(round.max(1)) {
+        interrupt.poll()?;
+        encode_as::<T, R>(spec, form, input, first, states)?;
+    }
+    Ok(())
+}
+
+/// The states of consecutive samples.
 fn encode_as<T: Element, R: Trig>(
     spec: &EncodeSpec,
     form: &Form,
     input: &Input<'_>,
-    output: &mut Output<'_>,
+    first: usize,
+    states: RowsMut<'_, R>,
 ) -> Result<()> {
     let work = work_per_sample(form, spec);
-    let parallel = input.batch().saturating_mul(work) >= PARALLEL_WORK;
-    let states = output.rows_mut::<R>();
+    let parallel = states.len().saturating_mul(work) >= PARALLEL_WORK;
     let run = |first, states, within| {
         let rows = Rows { input, first, states, within };
         match form {
@@ -86,19 +113,19 @@ fn encode_as<T: Element, R: Trig>(
         }
     };
     if !parallel {
-        return run(0, states, Within::OneThread);
+        return run(first, states, Within::OneThread);
     }
     if spec.dim() > TASK_DIM {
-        return run(0, states, Within::Pool);
+        return run(first, states, Within::Pool);
     }
     // The error of the first bad sample, whichever thread meets one first.
     let first_error = Mutex::new(None::<(usize, Error)>);
     let group = (GROUP_WORK / work).max(1);
-    ENCODE.for_each(true, states.groups(group), |(sample, states)| {
-        if let Err(error) = run(sample, states, Within::OneThread) {
-            let mut first = first_error.lock();
-            if first.as_ref().is_none_or(|&(other, _)| sample < other) {
-                *first = Some((sample, error));
+    ENCODE.for_each(true, states.groups(group), |(offset, states)| {
+        if let Err(error) = run(first + offset, states, Within::OneThread) {
+            let mut found = first_error.lock();
+            if found.as_ref().is_none_or(|&(other, _)| offset < other) {
+                *found = Some((offset, error));
             }
         }
     });
