@@ -193,16 +193,18 @@ struct InFlight {
 
 impl InFlight {
     fn enter() -> PyResult<Self> {
-        if CLOSED.load(Ordering::SeqCst) {
-            let message = "cannot encode asynchronously when the interpreter is about to end";
-            return Err(PyRuntimeError::new_err(message));
-        }
         let process = std::process::id();
         let own = u64::from(process) << 32;
         let _ = IN_FLIGHT.fetch_update(Ordering::SeqCst, Ordering::SeqCst, |packed| {
             Some(own + count(packed, process) + 1)
         });
-        Ok(Self { process })
+        let entered = Self { process };
+        // Behind the counting, so that either this sees the end coming or the end waits for this.
+        if CLOSED.load(Ordering::SeqCst) {
+            let message = "cannot encode asynchronously when the interpreter is about to end";
+            return Err(PyRuntimeError::new_err(message));
+        }
+        Ok(entered)
     }
 }
 

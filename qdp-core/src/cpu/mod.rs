@@ -18,6 +18,7 @@ mod walsh_hadamard;
 
 pub(crate) use amplitude::{check_finite, partial_sum};
 
+use crate::config::Config;
 use crate::element::{Element, Precision, Real, with_element};
 use crate::encoding::{EncodeSpec, Form, basis};
 use crate::error::{Error, Result};
@@ -40,7 +41,9 @@ const CHUNK: usize = 1 << 10;
 /// Amplitudes of a larger state that a thread takes at a time.
 const PIECE: usize = 1 << 14;
 
-/// Bytes of states between two questions whether to go on.
+/// Work between two questions whether to go on, in the same units: some milliseconds of it.
+const ROUND_WORK: usize = 1 << 22;
+/// Bytes of states between two questions at most.
 const ROUND_BYTES: usize = 64 << 20;
 
 /// How the work of one state is run.
@@ -76,7 +79,8 @@ pub(crate) fn encode(
     })
 }
 
-/// In one round where nobody is to be asked in between.
+/// Samples in rounds, between which the caller is asked whether to go on; in one round where
+/// nobody is to be asked.
 fn encode_rounds<T: Element, R: Trig>(
     spec: &EncodeSpec,
     form: &Form,
@@ -84,8 +88,13 @@ fn encode_rounds<T: Element, R: Trig>(
     states: RowsMut<'_, R>,
     mut interrupt: Interrupt,
 ) -> Result<()> {
-    let row_bytes = spec.dim() * R::PRECISION.size();
-    let round = if interrupt.is_asked() { ROUND_BYTES / row_bytes } else { states.len() };
+    let round = if interrupt.is_asked() {
+        // Samples of much work are not so few that a thread is left without.
+        let enough = (ROUND_WORK / work_per_sample(form, spec)).max(8 * Config::get().num_threads);
+        enough.min(ROUND_BYTES / (spec.dim() * R::PRECISION.size()))
+    } else {
+        states.len()
+    };
     for (first, states) in states.groups(round.max(1)) {
         interrupt.poll()?;
         encode_as::<T, R>(spec, form, input, first, states)?;

@@ -12,7 +12,7 @@ import numpy as np
 from qdp.exceptions import InvalidDataError, ShapeError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator
+    from collections.abc import Iterator
     from types import TracebackType
     from typing import Self
 
@@ -235,7 +235,7 @@ def _slices(array: Any, size: int) -> Iterator[Any]:
 def _collected(items: Iterator[Any], batch_size: Any) -> Iterator[Any]:
     """Batches as they come; of single samples as many as make one."""
     samples: list[Any] = []
-    size = 0
+    size = width = 0
     try:
         for item in items:
             if _dimensions(item) != 1:
@@ -243,10 +243,10 @@ def _collected(items: Iterator[Any], batch_size: Any) -> Iterator[Any]:
                     raise shape_error("samples of one dimension, as before", _shape_text(item))
                 yield item
                 continue
-            size = size or batch_size(item)
-            if samples and len(item) != len(samples[0]):
-                expected = f"samples of {len(samples[0])} values, as before"
-                raise shape_error(expected, f"{len(item)} values")
+            if not size:
+                size, width = batch_size(item), len(item)
+            if len(item) != width:
+                raise shape_error(f"samples of {width} values, as before", f"{len(item)} values")
             samples.append(item)
             if len(samples) == size:
                 yield _stacked(samples)
