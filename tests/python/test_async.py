@@ -11,6 +11,7 @@ import time
 import weakref
 from concurrent.futures import CancelledError, ThreadPoolExecutor, as_completed, wait
 from contextlib import contextmanager
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -100,10 +101,14 @@ class TestResults:
 
     def test_in_the_order_of_the_calls(self, engine: qdp.Engine) -> None:
         order: list[int] = []
+
+        def note(k: int, _: Any) -> None:
+            order.append(k)
+
         with busy(engine):
             futures = [engine.encode_async(np.eye(4)[k % 4], 2) for k in range(20)]
             for k, future in enumerate(futures):
-                future.add_done_callback(lambda _, k=k: order.append(k))
+                future.add_done_callback(partial(note, k))
             assert not any(future.done() for future in futures)
         wait(futures)
         assert order == list(range(20))
@@ -111,7 +116,7 @@ class TestResults:
             assert future.result().numpy()[0, k % 4] == 1
 
     def test_as_completed(self, engine: qdp.Engine) -> None:
-        futures = {engine.encode_async(np.eye(8)[k], 3): k for k in range(8)}
+        futures: dict[Any, int] = {engine.encode_async(np.eye(8)[k], 3): k for k in range(8)}
         for future in as_completed(futures):
             assert future.result().numpy()[0, futures[future]] == 1
 

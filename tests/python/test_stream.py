@@ -118,7 +118,8 @@ class TestSources:
             np.testing.assert_array_equal(states, expected)
 
     def test_empty(self, engine: qdp.Engine) -> None:
-        for source in (np.empty((0, 8)), [], iter(())):
+        sources: list[Any] = [np.empty((0, 8)), [], iter(())]
+        for source in sources:
             assert list(engine.stream(source, N)) == []
 
     def test_slices_are_views(self, engine: qdp.Engine) -> None:

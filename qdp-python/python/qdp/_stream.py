@@ -219,9 +219,9 @@ def as_array(source: Any) -> Any:
         if host:
             source = np.from_dlpack(source)
         else:
-            import torch
+            from torch.utils.dlpack import from_dlpack
 
-            source = torch.from_dlpack(source)
+            source = from_dlpack(source)
     if len(source.shape) != 2:
         raise shape_error(SHAPES, str(tuple(source.shape)))
     return source
