@@ -61,7 +61,11 @@ pub(crate) fn encode_async<'py>(
         future: future.clone().unbind(),
     };
     // Without the GIL, as in a forked process the job runs here.
-    let dispatched = py.detach(|| call.engine.dispatch(move || job.run(in_flight)));
+    let run = move || {
+        job.run(in_flight);
+        Ok(())
+    };
+    let dispatched = py.detach(|| call.engine.dispatch(run));
     future.setattr(intern!(py, "_job"), Dispatch { dispatched })?;
     Ok(future)
 }
@@ -106,7 +110,7 @@ struct Job {
 
 impl Job {
     /// Encodes and sets the future.
-    fn run(self, in_flight: InFlight) -> qdp_core::Result<()> {
+    fn run(self, in_flight: InFlight) {
         // Dropped last: nothing here needs the interpreter any more when it is gone.
         let _in_flight = in_flight;
         let Self { engine, spec, options, input, target, stream, future } = self;
@@ -133,7 +137,6 @@ impl Job {
         // There is an interpreter for as long as this is in flight, but for one that ends without
         // running its exit functions.
         let _ = Python::try_attach(settle);
-        Ok(())
     }
 }
 

@@ -13,9 +13,11 @@ thread_local! {
 /// Runs the handlers of pending signals, as [`qdp_core::EncodeOptions::interrupt`]. Python does so
 /// on its main thread only; on others this does nothing.
 pub(crate) fn interrupt() -> qdp_core::Result<()> {
-    Python::attach(|py| py.check_signals()).map_err(|raised| {
-        RAISED.set(Some(raised));
-        Error::Interrupted
+    Python::attach(|py| {
+        py.check_signals().map_err(|raised| {
+            RAISED.set(Some(raised));
+            Error::Interrupted
+        })
     })
 }
 
