@@ -7,7 +7,9 @@ use crate::cuda::{CudaBackend, Encoded, RawStream};
 use crate::element::Precision;
 use crate::encoding::EncodeSpec;
 use crate::error::{Error, Result};
-use crate::input::{Input, Output};
+use crate::input::{Input, Output, OwnedInput};
+use crate::interrupt::Interrupt;
+use crate::pipeline::dispatch::{Dispatched, Dispatcher, EncodeFuture};
 use crate::plan::{EncodePlan, PlanKey};
 use crate::state::{StateBatch, Storage};
 use arc_swap::ArcSwapOption;
@@ -66,6 +68,9 @@ pub struct EncodeOptions {
     pub stream: Option<RawStream>,
     /// Wait for the validation of device input and raise at the call.
     pub validate_now: bool,
+    /// Asked by a long call now and then, on the thread that made it, whether to go on: an error
+    /// ([`Error::Interrupted`]) ends the call.
+    pub interrupt: Option<fn() -> Result<()>>,
 }
 
 /// Memory of a device, in bytes.
@@ -91,11 +96,17 @@ struct Shared {
     plans: RwLock<HashMap<PlanKey, Arc<EncodePlan>>>,
     /// Plans of late, by a few bits of their key: found without a lock or a hash.
     recent: [ArcSwapOption<EncodePlan>; RECENT_PLANS],
+    dispatcher: Dispatcher,
 }
 
 impl Shared {
     fn new(backend: Backend) -> Self {
-        Self { backend, plans: RwLock::default(), recent: Default::default() }
+        Self {
+            backend,
+            plans: RwLock::default(),
+            recent: Default::default(),
+            dispatcher: Dispatcher::default(),
+        }
     }
 }
 
@@ -162,6 +173,31 @@ impl Engine {
         Ok(plan)
     }
 
+    /// The plan for [`Engine::encode_into`]; refuses an output that the states do not fit.
+    pub fn plan_into(
+        &self,
+        input: &Input<'_>,
+        spec: &EncodeSpec,
+        output: &Output<'_>,
+    ) -> Result<Arc<EncodePlan>> {
+        let plan = self.plan(input, spec, Some(output.precision()))?;
+        if (output.batch(), output.dim()) != (input.batch(), spec.dim()) {
+            return Err(Error::Shape {
+                argument: "out",
+                expected: format!("({}, {})", input.batch(), spec.dim()),
+                got: format!("({}, {})", output.batch(), output.dim()),
+            });
+        }
+        if output.device() != self.device() {
+            return Err(Error::DeviceMismatch {
+                argument: "out",
+                expected: self.device().to_string(),
+                got: output.device().to_string(),
+            });
+        }
+        Ok(plan)
+    }
+
     fn find_plan(&self, key: PlanKey) -> Result<Arc<EncodePlan>> {
         if let Some(plan) = self.shared.plans.read().get(&key) {
             return Ok(Arc::clone(plan));
@@ -220,7 +256,7 @@ impl Engine {
                         spec.dim(),
                     )
                 };
-                cpu::encode(spec, plan.form(), input, &mut output)?;
+                cpu::encode(spec, plan.form(), input, &mut output, Interrupt::new(options))?;
                 Ok(StateBatch::new(
                     Storage::Host(buffer),
                     plan.precision(),
@@ -252,29 +288,49 @@ impl Engine {
         output: &mut Output<'_>,
         options: &EncodeOptions,
     ) -> Result<Encoded> {
-        let plan = self.plan(input, spec, Some(output.precision()))?;
-        if (output.batch(), output.dim()) != (input.batch(), spec.dim()) {
-            return Err(Error::Shape {
-                argument: "out",
-                expected: format!("({}, {})", input.batch(), spec.dim()),
-                got: format!("({}, {})", output.batch(), output.dim()),
-            });
-        }
-        if output.device() != self.device() {
-            return Err(Error::DeviceMismatch {
-                argument: "out",
-                expected: self.device().to_string(),
-                got: output.device().to_string(),
-            });
-        }
+        let plan = self.plan_into(input, spec, output)?;
         match &self.shared.backend {
             Backend::Cpu => {
                 check_host(input)?;
-                cpu::encode(spec, plan.form(), input, output)?;
+                cpu::encode(spec, plan.form(), input, output, Interrupt::new(options))?;
                 Ok(Encoded::default())
             }
             Backend::Cuda(cuda) => cuda.encode_into(&plan, input, output, options),
         }
+    }
+
+    /// Encodes into new memory on the engine's device, asynchronously.
+    ///
+    /// Host input is encoded on the engine's dispatch thread, after every asynchronous encode
+    /// before it, and let go before the future is done. Device input is encoded at the call, as
+    /// its stream orders the work already; the future that comes back is done, and the input is
+    /// kept until the stream has passed the encode. Every error comes through the future.
+    pub fn encode_async(
+        &self,
+        input: OwnedInput,
+        spec: EncodeSpec,
+        options: EncodeOptions,
+    ) -> EncodeFuture {
+        if input.input().device() == Device::Cpu {
+            let engine = self.clone();
+            return self.dispatch(move || engine.encode_with(&input.input(), &spec, &options));
+        }
+        let result = self.encode_with(&input.input(), &spec, &options);
+        if let Some(stream) = options.stream.or_else(|| self.stream()) {
+            // Where this fails, the owner is dropped: the context is broken, and nothing runs in
+            // it any more.
+            let _ = self.keep_until_done(stream, input.into_owner());
+        }
+        Dispatched::done(result)
+    }
+
+    /// Runs `work` on the engine's dispatch thread, after everything that was dispatched before.
+    /// Work that needs the engine takes a clone of it along.
+    pub fn dispatch<T: Send + 'static>(
+        &self,
+        work: impl FnOnce() -> Result<T> + Send + 'static,
+    ) -> Dispatched<T> {
+        self.shared.dispatcher.dispatch(work)
     }
 
     /// Describes memory of the caller's, in use on `stream`, as a batch of states: those that the

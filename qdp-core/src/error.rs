@@ -198,6 +198,18 @@ pub enum Error {
         /// What to do instead.
         hint: &'static str,
     },
+    /// The caller's [`EncodeOptions::interrupt`](crate::EncodeOptions::interrupt) ended the call.
+    #[error("interrupted")]
+    Interrupted,
+    /// Asynchronous work was cancelled before it started.
+    #[error("cancelled before it started")]
+    Cancelled,
+    /// Asynchronous work panicked.
+    #[error("internal error: {message}")]
+    Panicked {
+        /// The panic's message.
+        message: String,
+    },
     /// A CUDA driver call failed.
     #[error("{call} failed with {name}: {description}")]
     Driver {

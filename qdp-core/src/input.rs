@@ -4,7 +4,9 @@ use crate::element::{DType, Element, Precision, Real};
 use crate::engine::Device;
 use crate::error::{Error, Result};
 use num_complex::Complex;
+use std::fmt;
 use std::marker::PhantomData;
+use std::sync::Arc;
 
 /// A batch of samples: shape `(batch, features)`, any element type, any strides, on any device.
 #[derive(Debug, Clone, Copy)]
@@ -119,6 +121,64 @@ impl<'a> Input<'a> {
             stride: self.strides.1,
             data: PhantomData,
         }
+    }
+}
+
+/// An [`Input`] and what keeps its memory: what asynchronous work takes along.
+pub struct OwnedInput {
+    input: Input<'static>,
+    owner: Box<dyn Send>,
+}
+
+impl fmt::Debug for OwnedInput {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_tuple("OwnedInput").field(&self.input).finish()
+    }
+}
+
+impl OwnedInput {
+    /// One sample in host memory: a `Vec`, a boxed slice, an `Arc` of one, an array.
+    pub fn sample<T: Element>(values: impl AsRef<[T]> + Send + Sync + 'static) -> Self {
+        let values = Arc::new(values);
+        let input = Input::sample((*values).as_ref());
+        // SAFETY: the values lie in the Arc or belong to what lies there. The only handle to it
+        // goes along, so it neither moves nor changes before it is dropped.
+        unsafe { Self::from_raw(input, Box::new(Arc::clone(&values))) }
+    }
+
+    /// Consecutive samples of `features` values each in host memory.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Shape`] if they are not a whole number of samples.
+    pub fn rows<T: Element>(
+        values: impl AsRef<[T]> + Send + Sync + 'static,
+        features: usize,
+    ) -> Result<Self> {
+        let values = Arc::new(values);
+        let input = Input::rows((*values).as_ref(), features)?;
+        // SAFETY: as in `sample`.
+        Ok(unsafe { Self::from_raw(input, Box::new(Arc::clone(&values))) })
+    }
+
+    /// A view of memory that `owner` keeps.
+    ///
+    /// # Safety
+    ///
+    /// What [`Input::from_raw`] asks for must hold until `owner` is dropped, whatever the lifetime
+    /// of `input` says.
+    pub unsafe fn from_raw(input: Input<'_>, owner: Box<dyn Send>) -> Self {
+        Self { input: Input { data: PhantomData, ..input }, owner }
+    }
+
+    /// The values.
+    pub fn input(&self) -> Input<'_> {
+        self.input
+    }
+
+    /// What keeps the memory.
+    pub fn into_owner(self) -> Box<dyn Send> {
+        self.owner
     }
 }
 

@@ -2,7 +2,9 @@
 
 use crate::errors::{Failure, Result};
 use crate::exchange::Table;
+use crate::future;
 use crate::input::Data;
+use crate::interrupt::interrupt;
 use crate::layout::Layout;
 use crate::options::{self, SpecArgs};
 use crate::output::Target;
@@ -10,6 +12,7 @@ use crate::plan::Plan;
 use crate::state::StateBatch;
 use dlpark::versioned::Dlpack;
 use pyo3::prelude::*;
+use pyo3::sync::PyOnceLock;
 use pyo3::types::PyDict;
 use qdp_core::cuda::{Encoded, RawStream};
 use qdp_core::{DType, Device, EncodeOptions, EncodeSpec, Encoding, Error, Precision};
@@ -64,15 +67,25 @@ impl Call<'_> {
         out: Option<&Bound<'_, PyAny>>,
     ) -> Result<StateBatch> {
         let py = data.py();
-        let Some(out) = out else {
-            let data = Data::import(data, self.engine, self.stream)?;
+        let target = out.map(|out| self.target(data, out)).transpose()?;
+        let ready = self.stream.or(target.as_ref().and_then(|target| target.stream));
+        let data = Data::import(data, self.engine, ready)?;
+        self.encode_to(py, data, target)
+    }
+
+    /// Encodes into `target`, or into new memory.
+    pub(crate) fn encode_to(
+        &self,
+        py: Python<'_>,
+        data: Data<'_>,
+        target: Option<Target>,
+    ) -> Result<StateBatch> {
+        let Some(mut target) = target else {
             let options = self.options(&data, None);
             let state = self.encode_new(py, &data, &options);
             self.release(data, &options);
             return Ok(StateBatch::new(state?, false));
         };
-        let mut target = self.target(data, out)?;
-        let data = Data::import(data, self.engine, self.stream.or(target.stream))?;
         let (options, encoded) = self.write(py, data, &mut target)?;
         let single = target.layout.single;
         let layout = target.layout;
@@ -94,13 +107,8 @@ impl Call<'_> {
         }
     }
 
-    /// Encodes into `target`, which lies on the stream that the data is ready on.
-    pub(crate) fn write(
-        &self,
-        py: Python<'_>,
-        data: Data<'_>,
-        target: &mut Target,
-    ) -> Result<(EncodeOptions, Encoded)> {
+    /// Refuses a target that the result may not be written to.
+    pub(crate) fn check_target(&self, data: &Data<'_>, target: &Target) -> Result<()> {
         if let Some(forced) = self.precision.filter(|&forced| forced != target.precision) {
             return Err(Error::DType {
                 argument: "out",
@@ -112,6 +120,17 @@ impl Call<'_> {
         if data.layout.may_overlap(&target.layout) {
             return Err(Error::invalid("out", "memory apart from data's", "an overlap").into());
         }
+        Ok(())
+    }
+
+    /// Encodes into `target`, which lies on the stream that the data is ready on.
+    pub(crate) fn write(
+        &self,
+        py: Python<'_>,
+        data: Data<'_>,
+        target: &mut Target,
+    ) -> Result<(EncodeOptions, Encoded)> {
+        self.check_target(&data, target)?;
         let options = self.options(&data, target.stream);
         let result = {
             let (input, mut output) = (data.input(), target.output());
@@ -207,6 +226,7 @@ impl Call<'_> {
             precision: self.precision,
             stream: self.stream.or(data.stream).or(out),
             validate_now: self.validate_now,
+            interrupt: Some(interrupt),
         }
     }
 
@@ -340,6 +360,99 @@ impl Engine {
         call.encode(data, out)
     }
 
+    /// Encode asynchronously: what encode takes, for an `EncodeFuture` of what it returns.
+    ///
+    /// Data on the host is encoded on the engine's own thread, in the order of the calls; several
+    /// calls may be in flight at once. The data is kept until the future is done and must not
+    /// change before. Data on a device is encoded at the call, on its stream, so the future that
+    /// comes back is done.
+    ///
+    /// Values that name no state are reported by the future, everything else that is wrong at the
+    /// call.
+    #[pyo3(signature = (
+        data, num_qubits, encoding="amplitude", *, rotation=None, reps=None, entanglement=None,
+        convention="qdp", validate="deferred", stream=None, out=None,
+    ))]
+    #[allow(clippy::too_many_arguments)] // one per keyword of the public method
+    fn encode_async<'py>(
+        &self,
+        data: &Bound<'py, PyAny>,
+        num_qubits: &Bound<'py, PyAny>,
+        encoding: &str,
+        rotation: Option<&str>,
+        reps: Option<&Bound<'py, PyAny>>,
+        entanglement: Option<&Bound<'py, PyAny>>,
+        convention: &str,
+        validate: &str,
+        stream: Option<&Bound<'py, PyAny>>,
+        out: Option<&Bound<'py, PyAny>>,
+    ) -> Result<Bound<'py, PyAny>> {
+        let spec =
+            SpecArgs { num_qubits, encoding, rotation, reps, entanglement, convention }.parse()?;
+        let call = Call {
+            engine: &self.engine,
+            spec: &spec,
+            precision: self.precision,
+            stream: options::stream_for(&self.engine, stream)?,
+            validate_now: options::validate_now(validate)?,
+        };
+        future::encode_async(&call, data, out, stream)
+    }
+
+    /// Encode a source of any length batch by batch: an iterator of `StateBatch`.
+    ///
+    /// `source` is an array of shape `(samples, features)`, which is cut into batches of
+    /// `batch_size` samples where it lies (a `numpy.memmap` may be far larger than memory), or an
+    /// iterable of batches, each encoded as it comes, or of samples, of which `batch_size` are
+    /// collected. `batch_size=None` takes as many as keep `prefetch + 2` results within a quarter
+    /// of the free memory, and each within a gibibyte. At most `prefetch` batches are taken from
+    /// the source and encoded ahead of the one that is asked for.
+    ///
+    /// The other arguments are those of encode. An exception of the source or of an encode is
+    /// raised in the place of its batch and ends the stream.
+    #[pyo3(signature = (
+        source, num_qubits, encoding="amplitude", *, batch_size=None, prefetch=2, rotation=None,
+        reps=None, entanglement=None, convention="qdp", validate="deferred", stream=None,
+    ))]
+    #[allow(clippy::too_many_arguments)] // one per keyword of the public method
+    fn stream<'py>(
+        slf: &Bound<'py, Self>,
+        source: &Bound<'py, PyAny>,
+        num_qubits: &Bound<'py, PyAny>,
+        encoding: &str,
+        batch_size: Option<&Bound<'py, PyAny>>,
+        prefetch: i64,
+        rotation: Option<&str>,
+        reps: Option<&Bound<'py, PyAny>>,
+        entanglement: Option<&Bound<'py, PyAny>>,
+        convention: &str,
+        validate: &str,
+        stream: Option<&Bound<'py, PyAny>>,
+    ) -> Result<Bound<'py, PyAny>> {
+        static CLASS: PyOnceLock<Py<PyAny>> = PyOnceLock::new();
+        let py = slf.py();
+        // What is wrong with an argument is said here, and not when the first batch is asked for.
+        let spec =
+            SpecArgs { num_qubits, encoding, rotation, reps, entanglement, convention }.parse()?;
+        options::validate_now(validate)?;
+        options::stream_for(&slf.get().engine, stream)?;
+        let batch_size =
+            batch_size.map(|size| options::positive("batch_size", size)).transpose()?;
+        let prefetch = u32::try_from(prefetch)
+            .map_err(|_| Error::invalid("prefetch", "a non-negative integer", prefetch))?;
+        let arguments = PyDict::new(py);
+        arguments.set_item("num_qubits", num_qubits)?;
+        arguments.set_item("encoding", encoding)?;
+        arguments.set_item("rotation", rotation)?;
+        arguments.set_item("reps", reps)?;
+        arguments.set_item("entanglement", entanglement)?;
+        arguments.set_item("convention", convention)?;
+        arguments.set_item("validate", validate)?;
+        arguments.set_item("stream", stream)?;
+        let class = CLASS.import(py, "qdp._stream", "StateStream")?;
+        Ok(class.call1((slf, source, spec.dim(), batch_size, prefetch, arguments))?)
+    }
+
     /// Resolve an encoding once, to call it on one batch after another.
     #[pyo3(signature = (
         num_qubits, encoding="amplitude", *, rotation=None, reps=None, entanglement=None,
@@ -391,6 +504,7 @@ impl Engine {
 
 /// Tells the core that the process is about to end.
 #[pyfunction]
-pub(crate) fn begin_shutdown() {
+pub(crate) fn begin_shutdown(py: Python<'_>) {
+    future::finish_all(py);
     qdp_core::cuda::begin_shutdown();
 }

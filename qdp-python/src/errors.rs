@@ -1,6 +1,7 @@
 //! Failures as Python exceptions: every core error has a class in `qdp.exceptions`, with the
 //! numbers of its message as attributes.
 
+use crate::interrupt;
 use pyo3::exceptions::PyRuntimeError;
 use pyo3::prelude::*;
 use pyo3::sync::PyOnceLock;
@@ -40,6 +41,7 @@ impl From<Failure> for PyErr {
     fn from(failure: Failure) -> Self {
         match failure {
             Failure::Python(error) => error,
+            Failure::Core(Error::Interrupted) => interrupt::raised(),
             Failure::Core(error) => Python::attach(|py| {
                 // An exception about the exception (a broken installation, say) is better than
                 // none; the message is in it either way.

@@ -14,7 +14,7 @@ use pyo3::prelude::*;
 use pyo3::sync::PyOnceLock;
 use pyo3::types::PyDict;
 use qdp_core::cuda::RawStream;
-use qdp_core::{Device, Engine, Error, Input};
+use qdp_core::{Device, Engine, Error, Input, OwnedInput};
 use std::ffi::c_void;
 use std::ptr;
 
@@ -201,6 +201,21 @@ impl<'py> Data<'py> {
         // where it is not the producer's to keep; `owner` keeps the memory for as long as `self`
         // is borrowed. That nobody writes meanwhile is the caller's side of passing an array.
         unsafe { Input::from_raw(ptr, dtype, device, shape, strides) }
+    }
+
+    /// The data for somebody who reads it later, on another thread.
+    pub(crate) fn into_owned(self) -> OwnedInput {
+        let owner: Box<dyn Send> = match self.owner {
+            Owner::Object(object) => Box::new(object.unbind()),
+            Owner::Dlpack(tensor) => Box::new(tensor),
+            Owner::Arrow(samples) => Box::new(samples),
+        };
+        let Layout { ptr, dtype, device, shape, strides, .. } = self.layout;
+        // SAFETY: as in `input`; the owner goes along.
+        unsafe {
+            let input = Input::from_raw(ptr, dtype, device, shape, strides);
+            OwnedInput::from_raw(input, owner)
+        }
     }
 
     /// What has to live until the device has read the data; nothing where the producer frees in

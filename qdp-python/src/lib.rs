@@ -1,8 +1,8 @@
 //! QDP's Python module: engines, states, and arrays of every kind in and out.
 //!
 //! Only glue: what an argument means (`options`), where an array's values lie (`input`, `output`,
-//! `layout`, `arrow`, `exchange`), how states leave (`state`, `dlpack`) and which exception a
-//! failure is (`errors`). Everything that computes or waits is the core's, and runs without the
+//! `layout`, `arrow`, `exchange`), how states leave (`state`, `dlpack`, `future`), what a signal does
+//! (`interrupt`) and which exception a failure is (`errors`). Everything that computes or waits is the core's, and runs without the
 //! GIL.
 
 mod arrow;
@@ -10,8 +10,10 @@ mod dlpack;
 mod engine;
 mod errors;
 mod exchange;
+mod future;
 mod info;
 mod input;
+mod interrupt;
 mod layout;
 mod options;
 mod output;
@@ -43,7 +45,8 @@ mod _qdp {
         let py = module.py();
         module.add("__version__", env!("CARGO_PKG_VERSION"))?;
         dlpark::python::install_exchange_api::<StateBatch>(py)?;
-        // Destructors that run later than this leave the driver alone: it may be gone before them.
+        // Asynchronous work ends before the interpreter does. Destructors that run later than this
+        // leave the driver alone: it may be gone before them.
         let at_exit = pyo3::wrap_pyfunction!(crate::engine::begin_shutdown, module)?;
         py.import("atexit")?.call_method1("register", (at_exit,))?;
         Ok(())

@@ -21,7 +21,7 @@ pub(crate) struct SpecArgs<'a, 'py> {
 
 impl SpecArgs<'_, '_> {
     pub(crate) fn parse(&self) -> Result<EncodeSpec> {
-        let reps = |value| integer("reps", || "a positive integer".into(), 1..=u32::MAX, value);
+        let reps = |value| positive("reps", value);
         let encoding = Encoding::parse(
             self.encoding,
             self.rotation.map(rotation).transpose()?,
@@ -37,6 +37,10 @@ pub(crate) fn num_qubits(value: &Bound<'_, PyAny>) -> Result<u32> {
     let range = 1..=EncodeSpec::MAX_QUBITS;
     let expected = || format!("an integer from 1 to {}", EncodeSpec::MAX_QUBITS);
     integer("num_qubits", expected, range, value)
+}
+
+pub(crate) fn positive(argument: &'static str, value: &Bound<'_, PyAny>) -> Result<u32> {
+    integer(argument, || "a positive integer".into(), 1..=u32::MAX, value)
 }
 
 /// A Python integer, or what counts as one (`numpy.int64`); no `bool`, no float.

@@ -89,6 +89,23 @@ impl Target {
     }
 }
 
+/// A [`Target`] for somebody who writes it later, on another thread.
+pub(crate) struct OwnedTarget {
+    pub(crate) output: Output<'static>,
+    pub(crate) single: bool,
+    pub(crate) wait: bool,
+    pub(crate) owner: Box<dyn Send + Sync>,
+}
+
+impl From<Target> for OwnedTarget {
+    fn from(target: Target) -> Self {
+        let Target { layout, precision, wait, owner, .. } = target;
+        // SAFETY: as in `Target::output`; the owner goes along.
+        let output = unsafe { layout.output(precision) };
+        Self { output, single: layout.single, wait, owner }
+    }
+}
+
 fn numpy_layout(array: &Bound<'_, PyUntypedArray>) -> Result<Layout> {
     // SAFETY: the array is alive while it is borrowed, and NumPy keeps its flags in it.
     let flags = unsafe { (*array.as_array_ptr()).fields.flags };

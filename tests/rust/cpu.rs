@@ -10,6 +10,7 @@ use qdp_core::{
     Convention, DType, Device, EncodeOptions, EncodeSpec, Encoding, Engine, Entanglement, Error,
     Input, Output, Precision,
 };
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
 fn engine() -> Engine {
     Engine::open(Device::Cpu).expect("the CPU is always there")
@@ -237,6 +238,39 @@ fn strided(
         let start = values.as_ptr().offset(offset).cast();
         Input::from_raw(start, DType::F64, Device::Cpu, shape, strides)
     }
+}
+
+/// Enough work for several rounds, each of them longer than it takes to be asked again.
+#[test]
+fn a_long_call_is_interrupted_and_the_next_one_is_right() {
+    static STOP: AtomicBool = AtomicBool::new(true);
+    static ASKED: AtomicUsize = AtomicUsize::new(0);
+    let answer = || {
+        ASKED.fetch_add(1, Ordering::Relaxed);
+        if STOP.load(Ordering::Relaxed) { Err(Error::Interrupted) } else { Ok(()) }
+    };
+    let spec = EncodeSpec::new(Encoding::Zz { reps: 8, entanglement: Entanglement::Full }, 14);
+    let spec = spec.unwrap();
+    let data = batch(&spec, 14, 4 * 512);
+    let input = Input::rows(&data, 14).unwrap();
+    let engine = engine();
+    let options = EncodeOptions {
+        precision: Some(Precision::Complex64),
+        interrupt: Some(answer),
+        ..EncodeOptions::default()
+    };
+    assert_eq!(engine.encode_with(&input, &spec, &options).unwrap_err(), Error::Interrupted);
+    assert_eq!(ASKED.load(Ordering::Relaxed), 1);
+    STOP.store(false, Ordering::Relaxed);
+    let rounds = engine.encode_with(&input, &spec, &options).unwrap();
+    assert!(ASKED.load(Ordering::Relaxed) > 1);
+    let whole = engine.encode(&input, &spec, options.precision).unwrap();
+    assert!(rounds.as_slice::<f32>().unwrap() == whole.as_slice::<f32>().unwrap());
+    // The first bad sample is named by its place in the batch.
+    let mut bad = data.clone();
+    bad[1800 * 14 + 3] = f64::NAN;
+    let error = engine.encode_with(&Input::rows(&bad, 14).unwrap(), &spec, &options).unwrap_err();
+    assert_eq!(error, Error::NonFinite { sample: 1800, position: 3, nan: true });
 }
 
 proptest! {

@@ -18,10 +18,12 @@ mod walsh_hadamard;
 
 pub(crate) use amplitude::{check_finite, partial_sum};
 
+use crate::config::Config;
 use crate::element::{Element, Precision, Real, with_element};
 use crate::encoding::{EncodeSpec, Form, basis};
 use crate::error::{Error, Result};
 use crate::input::{Input, Output, Row, RowsMut};
+use crate::interrupt::Interrupt;
 use num_complex::Complex;
 use parallel::ENCODE;
 use parking_lot::Mutex;
@@ -38,6 +40,11 @@ const GROUP_WORK: usize = 1 << 14;
 const CHUNK: usize = 1 << 10;
 /// Amplitudes of a larger state that a thread takes at a time.
 const PIECE: usize = 1 << 14;
+
+/// Work between two questions whether to go on, in the same units: some milliseconds of it.
+const ROUND_WORK: usize = 1 << 22;
+/// Bytes of states between two questions at most.
+const ROUND_BYTES: usize = 64 << 20;
 
 /// How the work of one state is run.
 #[derive(Clone, Copy, PartialEq)]
@@ -60,22 +67,51 @@ pub(crate) fn encode(
     form: &Form,
     input: &Input<'_>,
     output: &mut Output<'_>,
+    interrupt: Interrupt,
 ) -> Result<()> {
     with_element!(input.dtype(), T => match output.precision() {
-        Precision::Complex64 => encode_as::<T, f32>(spec, form, input, output),
-        Precision::Complex128 => encode_as::<T, f64>(spec, form, input, output),
+        Precision::Complex64 => {
+            encode_rounds::<T, f32>(spec, form, input, output.rows_mut(), interrupt)
+        }
+        Precision::Complex128 => {
+            encode_rounds::<T, f64>(spec, form, input, output.rows_mut(), interrupt)
+        }
     })
 }
 
+/// Samples in rounds, between which the caller is asked whether to go on; in one round where
+/// nobody is to be asked.
+fn encode_rounds<T: Element, R: Trig>(
+    spec: &EncodeSpec,
+    form: &Form,
+    input: &Input<'_>,
+    states: RowsMut<'_, R>,
+    mut interrupt: Interrupt,
+) -> Result<()> {
+    let round = if interrupt.is_asked() {
+        // Samples of much work are not so few that a thread is left without.
+        let enough = (ROUND_WORK / work_per_sample(form, spec)).max(8 * Config::get().num_threads);
+        enough.min(ROUND_BYTES / (spec.dim() * R::PRECISION.size()))
+    } else {
+        states.len()
+    };
+    for (first, states) in states.groups(round.max(1)) {
+        interrupt.poll()?;
+        encode_as::<T, R>(spec, form, input, first, states)?;
+    }
+    Ok(())
+}
+
+/// The states of consecutive samples.
 fn encode_as<T: Element, R: Trig>(
     spec: &EncodeSpec,
     form: &Form,
     input: &Input<'_>,
-    output: &mut Output<'_>,
+    first: usize,
+    states: RowsMut<'_, R>,
 ) -> Result<()> {
     let work = work_per_sample(form, spec);
-    let parallel = input.batch().saturating_mul(work) >= PARALLEL_WORK;
-    let states = output.rows_mut::<R>();
+    let parallel = states.len().saturating_mul(work) >= PARALLEL_WORK;
     let run = |first, states, within| {
         let rows = Rows { input, first, states, within };
         match form {
@@ -86,19 +122,19 @@ fn encode_as<T: Element, R: Trig>(
         }
     };
     if !parallel {
-        return run(0, states, Within::OneThread);
+        return run(first, states, Within::OneThread);
     }
     if spec.dim() > TASK_DIM {
-        return run(0, states, Within::Pool);
+        return run(first, states, Within::Pool);
     }
     // The error of the first bad sample, whichever thread meets one first.
     let first_error = Mutex::new(None::<(usize, Error)>);
-    let group = (GROUP_WORK / work).max(rows_per_line(input));
-    ENCODE.for_each(true, states.groups(group), |(sample, states)| {
-        if let Err(error) = run(sample, states, Within::OneThread) {
-            let mut first = first_error.lock();
-            if first.as_ref().is_none_or(|&(other, _)| sample < other) {
-                *first = Some((sample, error));
+    let group = (GROUP_WORK / work).max(1);
+    ENCODE.for_each(true, states.groups(group), |(offset, states)| {
+        if let Err(error) = run(first + offset, states, Within::OneThread) {
+            let mut found = first_error.lock();
+            if found.as_ref().is_none_or(|&(other, _)| offset < other) {
+                *found = Some((offset, error));
             }
         }
     });

@@ -9,7 +9,9 @@ array([[0.6+0.j, 0.8+0.j]])
 
 from __future__ import annotations
 
-from qdp._qdp import Engine, Pinned, Plan, StateBatch, __version__, device_info, pin
+from qdp._future import EncodeFuture
+from qdp._qdp import Engine, Plan, StateBatch, __version__, device_info
+from qdp._stream import StateStream
 from qdp.exceptions import (
     BasisValueError,
     CaptureError,
@@ -35,6 +37,7 @@ __all__ = [
     "DeviceMismatchError",
     "DeviceUnavailableError",
     "DriverError",
+    "EncodeFuture",
     "Engine",
     "FeatureCountError",
     "InvalidArgumentError",
@@ -47,6 +50,7 @@ __all__ = [
     "QdpError",
     "ShapeError",
     "StateBatch",
+    "StateStream",
     "ZeroNormError",
     "__version__",
     "device_info",

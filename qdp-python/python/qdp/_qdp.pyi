@@ -6,6 +6,8 @@ import numpy as np
 import numpy.typing as npt
 from torch import Tensor
 
+from qdp._future import EncodeFuture
+from qdp._stream import StateStream
 from qdp._types import Convention, Entanglement, Precision
 
 __all__ = [
@@ -55,6 +57,35 @@ class Engine:
         stream: Any = None,
         out: Any = None,
     ) -> StateBatch: ...
+    def encode_async(
+        self,
+        data: Any,
+        num_qubits: int,
+        encoding: str = "amplitude",
+        *,
+        rotation: Literal["x", "y", "z"] | None = None,
+        reps: int | None = None,
+        entanglement: Entanglement | None = None,
+        convention: Convention = "qdp",
+        validate: Literal["deferred", "now"] = "deferred",
+        stream: Any = None,
+        out: Any = None,
+    ) -> EncodeFuture: ...
+    def stream(
+        self,
+        source: Any,
+        num_qubits: int,
+        encoding: str = "amplitude",
+        *,
+        batch_size: int | None = None,
+        prefetch: int = 2,
+        rotation: Literal["x", "y", "z"] | None = None,
+        reps: int | None = None,
+        entanglement: Entanglement | None = None,
+        convention: Convention = "qdp",
+        validate: Literal["deferred", "now"] = "deferred",
+        stream: Any = None,
+    ) -> StateStream: ...
     def plan(
         self,
         num_qubits: int,

@@ -1,0 +1,3 @@
+//! How work flows through an engine.
+
+pub mod dispatch;
