@@ -183,7 +183,7 @@ def host(*, quick: bool) -> Iterator[Row]:
         lines=(Line("qdp", "of h2d", 0.85),),
         cpu_n=20,
     )
-    for n in (8, 10):
+    for n in (10,) if quick else (8, 10):
         for name, kind in [("", "requests"), ("-stack", "stack")]:
             yield Row(
                 f"requests-n{n}{name}",

@@ -40,7 +40,8 @@ def direct(row: Row, device: str, first: Any) -> Callable[[Any], torch.Tensor]:
     lying = torch.empty(first.shape, dtype=dtype, device=device)
     shape = (len(first), 1 << row.n)
     out = torch.full(shape, torch.nan, dtype=row.complex_dtype, device=device)
-    plan: Any = qdp.Engine(device, precision=row.precision).plan(row.n, row.encoding, **row.options)
+    precision: Any = row.precision
+    plan: Any = qdp.Engine(device, precision=precision).plan(row.n, row.encoding, **row.options)
     encode = getattr(plan, "torch", plan.encode)
 
     def call(x: Any) -> torch.Tensor:
