@@ -12,10 +12,11 @@ import qdp
 import qdp.torch
 import torch
 from _formulations import formulation
+from _transfers import direct, pinned_copy
 from torch.utils.dlpack import from_dlpack
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterable
 
     from _workloads import Row
 
@@ -29,12 +30,19 @@ NAMES = (
     "qdp.torch out",
     "qdp plan",
     "qdp plan out",
+    "qdp pinned",
+    "qdp stream",
+    "direct",
     "torch",
+    "torch pinned",
     "torch.compile",
     "torch graph",
     "qumat-qdp",
     "pennylane",
+    "pinned copy",
 )
+#: Those whose input lies in pinned memory.
+PINNED = ("qdp pinned", "torch pinned", "pinned copy")
 
 
 class UnavailableError(Exception):
@@ -43,6 +51,14 @@ class UnavailableError(Exception):
 
 def build(name: str, row: Row, device: str, first: Any) -> Call:
     """The call of contender ``name``; ``first`` is the first of the row's inputs."""
+    if device == "cpu" and (name in PINNED or name == "direct"):
+        raise UnavailableError("no GPU to copy to")
+    if name == "pinned copy":
+        return pinned_copy(first, device)
+    if name == "direct":
+        return direct(row, device, first)
+    if name == "qdp stream":
+        return _qdp_stream(row, device)
     if name.startswith("qdp"):
         return _qdp(name, row, device)
     if name == "qumat-qdp":
@@ -57,32 +73,40 @@ def build(name: str, row: Row, device: str, first: Any) -> Call:
             raise UnavailableError("only on device rows")
         torch.compiler.reset()
         encode = torch.compile(encode, dynamic=False)
-    return _dispatch(row, lambda data: encode(_upload(data, device)))
+    pinned = name in PINNED
+    return _dispatch(row, lambda data: encode(_upload(data, device, non_blocking=pinned)))
 
 
 def _dispatch(row: Row, encode: Call) -> Call:
     """What a call of ``row`` does with an encoder of batches."""
     if row.kind == "host-sum":
-        return lambda data: torch.as_tensor(encode(data)).abs().sum()
+        return lambda data: absolute_sum(encode(data))
     if row.kind == "requests":
         return lambda vectors: [encode(vector) for vector in vectors]
     if row.kind == "stack":
         return lambda vectors: encode(np.stack(vectors))
     if row.kind == "loop":
-        return lambda batches: _last(encode, batches)
+        return lambda batches: last(map(encode, batches))
+    if row.kind == "loop-sum":
+        return lambda batches: last(absolute_sum(encode(batch)) for batch in batches)
     return encode
 
 
-def _last(encode: Call, batches: Any) -> Any:
-    """Encode one batch after another; of the states only the last ones are kept."""
-    for batch in batches:
-        states = encode(batch)
-    return states
+def absolute_sum(states: Any) -> torch.Tensor:
+    tensor: torch.Tensor = states if isinstance(states, torch.Tensor) else from_dlpack(states)
+    return tensor.abs().sum()
 
 
-def _upload(data: Any, device: str) -> torch.Tensor:
+def last(results: Iterable[Any]) -> Any:
+    """The last of one or more results; the others are dropped as they come."""
+    for result in results:
+        kept = result
+    return kept
+
+
+def _upload(data: Any, device: str, *, non_blocking: bool = False) -> torch.Tensor:
     tensor: torch.Tensor = data if isinstance(data, torch.Tensor) else torch.from_numpy(data)
-    return tensor.to(device).reshape(-1, tensor.shape[-1])
+    return tensor.to(device, non_blocking=non_blocking).reshape(-1, tensor.shape[-1])
 
 
 # QDP
@@ -92,9 +116,7 @@ def _qdp(name: str, row: Row, device: str) -> Call:
     """Calls as a user writes them, so with the options that the row needs and no others."""
     n, encoding, options = row.n, row.encoding, row.options
     engine = _qdp_engine(device, row.precision)
-    if name == "qdp":
-        if row.kind == "host-sum":
-            return lambda x: from_dlpack(engine.encode(x, n, encoding)).abs().sum()
+    if name in ("qdp", "qdp pinned"):
         return _dispatch(row, lambda x: engine.encode(x, n, encoding, **options))
     if row.kind != "device":
         raise UnavailableError("only on device rows")
@@ -114,6 +136,18 @@ def _qdp(name: str, row: Row, device: str) -> Call:
     if out is None:
         return lambda x: encode(x, n, encoding, **options)
     return lambda x: encode(x, n, encoding, out=out, **options)
+
+
+def _qdp_stream(row: Row, device: str) -> Call:
+    """The loop over batches left to the engine, which prefetches."""
+    if row.kind != "loop-sum":
+        raise UnavailableError("only where batches follow one another")
+    engine: Any = _qdp_engine(device, row.precision)
+    if not hasattr(engine, "stream"):
+        raise UnavailableError("this version has no Engine.stream")
+    return lambda batches: last(
+        absolute_sum(states) for states in engine.stream(iter(batches), row.n, row.encoding)
+    )
 
 
 @cache
@@ -161,8 +195,6 @@ def _qumat(row: Row, device: str) -> Call:
         return _qumat_benchmark(row, device)
     precision = "float32" if row.complex_dtype == torch.complex64 else "float64"
     engine = _qumat_engine(device, precision)
-    if row.kind == "host-sum":
-        return lambda x: from_dlpack(engine.encode(x, row.n, row.encoding)).abs().sum()
     return _dispatch(row, lambda x: engine.encode(x, row.n, row.encoding))
 
 
@@ -197,7 +229,7 @@ def _qumat_benchmark(row: Row, device: str) -> Call:
 def _pennylane(row: Row, device: str) -> Call:
     if importlib.util.find_spec("pennylane") is None:
         raise UnavailableError("not installed: pip install pennylane")
-    if row.kind == "loop":
+    if row.looped:
         raise UnavailableError("the host row says the same")
     import pennylane as qml
 

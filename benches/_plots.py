@@ -13,11 +13,22 @@ if TYPE_CHECKING:
 
 PEERS = {
     "torch": "o",
+    "torch pinned": "p",
     "torch.compile": "v",
     "torch graph": "s",
     "qumat-qdp": "D",
     "pennylane": "^",
     "floor": "|",
+}
+#: Contender and output of each line in the picture of the host table.
+HOST_LINES = {
+    ("qdp", "complex128"): ("QDP, pageable, to complex128", "o-C0"),
+    ("qdp", "complex64"): ("QDP, pageable, to complex64", "s-C1"),
+    ("qdp pinned", "complex128"): ("QDP, pinned", "^-C2"),
+    ("torch", "complex128"): ("torch, pageable", "o--C3"),
+    ("torch pinned", "complex128"): ("torch, pinned", "^--C4"),
+    ("qumat-qdp", "complex128"): ("qumat-qdp, pageable", "D--C5"),
+    ("pinned copy", "complex128"): ("pinned copy alone", "k:"),
 }
 
 
@@ -25,7 +36,11 @@ def plot_ratios(record: Record, path: Path) -> bool:
     """Draw, on a logarithmic scale, how many times as long as QDP the peers and the floor take."""
     from matplotlib.figure import Figure
 
-    rows = [row for row in record["rows"] if row["table"] not in ("bulk", "cpu") and row["ratios"]]
+    rows = [
+        row
+        for row in record["rows"]
+        if row["table"] not in ("bulk", "cpu") and row["ratios"].keys() & (PEERS.keys() - {"floor"})
+    ]
     if not rows:
         return False
     figure = Figure(figsize=(9, 1.5 + 0.3 * len(rows)), layout="constrained")
@@ -76,6 +91,49 @@ def plot_bulk(record: Record, path: Path) -> bool:
         axes.set_ylim(0, 1.1)
         axes.legend(fontsize="x-small", loc="lower left")
     figure.suptitle(f"{_title(record)}: fraction of the limit, out= (dashed: the line)")
+    figure.savefig(path, dpi=130)
+    return True
+
+
+def plot_host(record: Record, path: Path) -> bool:
+    """Draw GB/s of source bytes against the bytes of a batch, and the rate of a pinned upload."""
+    from matplotlib.figure import Figure
+
+    rows = [
+        row
+        for row in record["rows"]
+        if (row["table"], row["kind"]) == ("host", "host") and row["num_qubits"] <= 16
+    ]
+    if len({row["input_bytes"] for row in rows}) < 2:
+        return False
+    figure = Figure(figsize=(12, 5), layout="constrained")
+    panels = figure.subplots(1, 2, sharex=True, sharey=True)
+    for axes, timing in zip(panels, ("back to back", "one call at a time"), strict=True):
+        for (name, output), (label, style) in HOST_LINES.items():
+            # Of two rows of as many bytes the later one, which has the more qubits.
+            line = {}
+            for row in rows:
+                times = row["times"].get(name, {})
+                if timing != "back to back":
+                    times = times.get("single", {})
+                if row["output"] == output and times:
+                    line[row["input_bytes"]] = row["input_bytes"] / times["median_s"] / 1e9
+            if line:
+                x, y = zip(*sorted(line.items()), strict=True)
+                axes.plot(x, y, style, label=label, markersize=5)
+        if record["limits"]["h2d"]:
+            axes.axhline(record["limits"]["h2d"] / 1e9, color="gray", linewidth=1)
+        axes.set_xscale("log", base=2)
+        ticks = [1 << power for power in range(16, 32, 3)]
+        axes.set_xticks(ticks, ["64 KiB", "512 KiB", "4 MiB", "32 MiB", "256 MiB", "2 GiB"])
+        axes.set_xlabel("bytes of a batch")
+        axes.set_title(timing)
+        axes.grid(linewidth=0.3)
+    panels[0].set_ylabel("GB/s of source bytes")
+    panels[0].set_ylim(bottom=0)
+    handles, labels = panels[0].get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside lower center", ncols=4, frameon=False)
+    figure.suptitle(f"{_title(record)}: amplitude, float64 from the host (gray: pinned upload)")
     figure.savefig(path, dpi=130)
     return True
 

@@ -22,7 +22,7 @@ import torch
 from _timing import measure
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Collection, Iterator
 
 HERE = Path(__file__).parent
 #: Bytes that a probe writes. Like the bulk rows far more than any cache holds.
@@ -69,7 +69,8 @@ def mix(dtype: torch.dtype, complex_dtype: torch.dtype) -> str:
     return f"{dtype}->{complex_dtype}".replace("torch.", "")
 
 
-def probe(device: str, *, quick: bool) -> Limits:
+def probe(device: str, needed: Collection[str], *, quick: bool) -> Limits:
+    """Every limit, of the mixes those in ``needed``."""
     seconds = 0.02 if quick else 0.05
     small = torch.rand(64, device=device)
     small_out = torch.empty_like(small)
@@ -80,6 +81,8 @@ def probe(device: str, *, quick: bool) -> Limits:
     ways = {"write": _rates(_writes(device, quick=quick), device, seconds)}
     for dtype, complex_dtype in MIXES:
         name = mix(dtype, complex_dtype)
+        if name not in needed:
+            continue
         ways[name] = _rates(_streams(dtype, complex_dtype, device, quick=quick), device, seconds)
     best = {name: next(iter(rates.values())) for name, rates in ways.items()}
     limits = Limits(launch.median_s, bare, reason, best.pop("write"), best, ways)

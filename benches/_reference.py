@@ -21,10 +21,10 @@ def picks(rows: int) -> list[int]:
 def expected(row: Row, data: Any, device: str) -> torch.Tensor:
     """States of a few samples, shape ``(len(picks), 2**n)``.
 
-    For ``host-sum`` the sum of all absolute values, of shape ``(1, 1)``.
+    Where a row is summed, the sum of all absolute values, of shape ``(1, 1)``.
     """
     x = _samples(row, data).to(device)
-    if row.kind == "host-sum":
+    if row.summed:
         norms = torch.linalg.vector_norm(x, dim=1, keepdim=True)
         total: torch.Tensor = (x.abs() / norms).sum()
         return total.to(torch.complex128).reshape(1, 1)
@@ -101,7 +101,7 @@ def error(row: Row, result: Any, reference: torch.Tensor) -> float:
         result = torch.cat([_tensor(result[index]) for index in picks(len(result))])
     else:
         result = _tensor(result)
-        result = result.reshape(1, 1) if row.kind == "host-sum" else result[picks(len(result))]
+        result = result.reshape(1, 1) if row.summed else result[picks(len(result))]
     difference = result.to(reference.device, torch.complex128) - reference
     norms = torch.linalg.vector_norm(reference, dim=1)
     return float((torch.linalg.vector_norm(difference, dim=1) / norms).max())
@@ -115,7 +115,7 @@ def tolerance(row: Row) -> float:
         "iqp-embedding": (row.reps or 1) * (row.n + pairs),
         "zz": (row.reps or 1) * (2 * row.n + 10 * pairs),
     }.get(row.encoding, row.n)
-    if row.kind == "host-sum":
+    if row.summed:
         radians = 1000  # the sum of many roundings
     unit = float(np.finfo(np.float32 if row.complex_dtype == torch.complex64 else float).eps)
     return unit * (16 + 2 * radians)
@@ -124,7 +124,7 @@ def tolerance(row: Row) -> float:
 def _samples(row: Row, data: Any) -> torch.Tensor:
     if row.kind in ("requests", "stack"):
         return torch.from_numpy(np.stack(data))
-    if row.kind == "loop":
+    if row.looped:
         return torch.from_numpy(data[-1])
     return data if isinstance(data, torch.Tensor) else torch.from_numpy(data)
 

@@ -43,6 +43,9 @@ def markdown(record: Record) -> str:
             parts += _times([row for row in rows if not row["name"].startswith("cpu-")])
         elif table == "small":
             parts += _small(rows, record["limits"]["launch_bare"])
+        elif table == "host":
+            parts += _times(rows)
+            parts += _host(rows, record["limits"]["h2d"])
         else:
             parts += _times(rows)
     return "\n\n".join(parts)
@@ -125,6 +128,53 @@ def _small(rows: list[Record], bare: float | None) -> Iterator[str]:
     yield _table(table)
 
 
+def _host(rows: list[Record], h2d: float | None) -> Iterator[str]:
+    """Source bytes as a fraction of a pinned upload, every line, and the ring's own counters."""
+    judged = [["line", "contender", "reached", "asked for"]]
+    for row in rows:
+        for line in row["lines"]:
+            figures = [
+                f"{line['reached']:.2f}{_missed(line)} {line['unit']}",
+                f"{line['line']:.2f}",
+            ]
+            judged.append([row["name"], line["contender"], *figures])
+    if h2d:
+        kinds = ("host", "host-sum", "loop", "loop-sum")
+        chosen = [row for row in rows if row["kind"] in kinds]
+        names = _names(chosen)
+        for how in ("back to back", "one call at a time"):
+            single = how != "back to back"
+            heads = ["source", *(f"{name} ±" for name in names)]
+            table = [[f"of the pinned rate, {_rate(h2d)}, {how}", *heads]]
+            for row in chosen:
+                ideal = row["input_bytes"] / h2d
+                timings = [row["times"].get(name, {}) for name in names]
+                shown = [timing.get("single", {}) if single else timing for timing in timings]
+                cells = [_with_spread(ideal, timing) for timing in shown]
+                if any(cells):
+                    table.append([row["name"], _bytes(row["input_bytes"]), *cells])
+            if len(table) > 1:
+                yield _table(table)
+    if len(judged) > 1:
+        yield _table(judged)
+    for row in rows:
+        if row.get("ring"):
+            counters = ", ".join(f"{name} {value:,}" for name, value in row["ring"].items())
+            yield f"{row['name']}, the ring's counters with events on: {counters}"
+
+
+def _with_spread(ideal: float, timing: Record) -> str:
+    """``ideal`` seconds as a fraction of the median; half the distance of the extremes."""
+    if not timing:
+        return ""
+    spread = (ideal / timing["best_s"] - ideal / timing["worst_s"]) / 2
+    return f"{ideal / timing['median_s']:.2f} {spread:.2f}"
+
+
+def _missed(line: Record) -> str:
+    return "" if line["holds"] else MISSED
+
+
 def _speedups(rows: list[Record]) -> Iterator[str]:
     """How many times as fast as torch, a line for each encoding, a column for each n."""
     sizes = sorted({row["num_qubits"] for row in rows})
@@ -194,6 +244,13 @@ def _us(seconds: float | None) -> str:
         return ""
     digits = 2 if seconds < 1e-5 else 1 if seconds < 1e-3 else 0
     return f"{seconds * 1e6:,.{digits}f}"
+
+
+def _bytes(value: int) -> str:
+    for unit, size in [("GiB", 1 << 30), ("MiB", 1 << 20)]:
+        if value >= size:
+            return f"{value / size:.3g} {unit}"
+    return f"{value / 1024:.3g} KiB"
 
 
 def _rate(value: float) -> str:

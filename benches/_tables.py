@@ -21,6 +21,13 @@ QUICK_BULK_SIZES = (8, 12, 14, 16, 20, 24)
 #: Where the bulk table has peers beside QDP: they are slow, and large tables take their time.
 PEER_BULK_SIZES = (10, 16, 20)
 
+#: Qubits and batch of host input: 64 KiB to 2 GiB of float64.
+HOST_SIZES = (
+    *((10, 8), (10, 64)),
+    *((16, 1), (16, 4), (16, 16), (16, 64), (16, 256), (16, 1024), (16, 4096)),
+)
+QUICK_HOST_SIZES = ((10, 64), (16, 1), (16, 8), (16, 64), (16, 256))
+
 F16, BF16, F32, F64 = torch.float16, torch.bfloat16, torch.float32, torch.float64
 SHORT = {F16: "f16", BF16: "bf16", F32: "f32", F64: "f64", torch.int64: "i64"}
 SHORT_COMPLEX = {torch.complex64: "c64", torch.complex128: "c128"}
@@ -30,6 +37,8 @@ REPS = {"zz": 2, "iqp-embedding": 1}
 
 ALL = ("qdp", "qdp out", "qdp.torch", "qdp.torch out", "qdp plan", "torch", "torch graph")
 PEERS = ("qumat-qdp", "pennylane")
+#: From pageable and from pinned memory, beside the bare copy.
+TRANSFERS = ("qdp", "qdp pinned", "torch", "torch pinned", "qumat-qdp", "pinned copy")
 
 
 def rows_of(table: str, *, quick: bool) -> list[Row]:
@@ -159,16 +168,22 @@ def latency(*, quick: bool) -> Iterator[Row]:
 def host(*, quick: bool) -> Iterator[Row]:
     """Input that lies in the host's memory."""
     contenders = ("qdp", "torch", *(("qumat-qdp",) if quick else PEERS))
-    for name, kind in [("", "host"), ("-sum", "host-sum")]:
-        yield Row(
-            f"amplitude-host-f64-n16{name}",
-            "host",
-            kind,  # type: ignore[arg-type]
-            "amplitude",
-            16,
-            contenders=contenders,
-        )
-    for n in (8, 10):
+    yield from _batch_sizes(quick=quick)
+    yield Row(
+        "amplitude-host-f64-n16-sum", "host", "host-sum", "amplitude", 16, contenders=contenders
+    )
+    yield Row(
+        "amplitude-host-f64-long",
+        "host",
+        "host",
+        "amplitude",
+        24 if quick else 28,
+        batch=1,
+        contenders=TRANSFERS,
+        lines=(Line("qdp", "of h2d", 0.85),),
+        cpu_n=20,
+    )
+    for n in (10,) if quick else (8, 10):
         for name, kind in [("", "requests"), ("-stack", "stack")]:
             yield Row(
                 f"requests-n{n}{name}",
@@ -191,6 +206,47 @@ def host(*, quick: bool) -> Iterator[Row]:
         cpu_count=20,
         contenders=contenders,
     )
+    yield Row(
+        "loop-host-f64-n16-sum",
+        "host",
+        "loop-sum",
+        "amplitude",
+        16,
+        count=200,
+        cpu_count=20,
+        contenders=("qdp", "qdp stream", "torch", "qumat-qdp"),
+        # The source's bytes at the pinned rate are the time that the copy engine is busy.
+        lines=(Line("qdp", "x qumat-qdp", 5), Line("qdp", "of h2d", 0.9)),
+    )
+
+
+def _batch_sizes(*, quick: bool) -> Iterator[Row]:
+    """Amplitude from float64 in batches of 64 KiB to 2 GiB: the picture of throughput."""
+    lines = {
+        ("n10", None): (Line("qdp", "x direct", 1 / 1.3),),
+        ("n16", None): (Line("qdp", "of h2d", 0.87), Line("qdp pinned", "of h2d", 0.95)),
+        ("n16", "complex64"): (Line("qdp", "of h2d", 1.1),),
+    }
+    peers = {
+        ("n10", None): (*TRANSFERS, "direct"),
+        ("n16", None): (*TRANSFERS, *(() if quick else ("pennylane",))),
+        ("n16", "complex64"): ("qdp", "qdp pinned", "torch", "qumat-qdp"),
+    }
+    for n, batch in QUICK_HOST_SIZES if quick else HOST_SIZES:
+        name = f"n{n}" if batch == 64 else f"n{n}-b{batch}"
+        for precision, output in [(None, ""), ("complex64", "-c64")]:
+            yield Row(
+                f"amplitude-host-f64{output}-{name}",
+                "host",
+                "host",
+                "amplitude",
+                n,
+                precision=precision,
+                batch=batch,
+                contenders=peers.get((name, precision), ("qdp",) if precision else TRANSFERS),
+                lines=lines.get((name, precision), ()),
+                gpu_only=batch > 64,
+            )
 
 
 def cpu(*, quick: bool) -> Iterator[Row]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import itertools
 import statistics
 import time
 from contextlib import contextmanager
@@ -20,15 +21,16 @@ REPEATS = 7
 #: Of a call that alone takes longer than the time set aside.
 SLOW_REPEATS = 3
 #: A call slower than this is timed once; checking its result has warmed it up.
-SLOW_CALL_S = 2.0
+SLOW_CALL_S = 1.0
 
 
 @dataclass(frozen=True)
 class Timing:
-    """Seconds per call: the median and the least of ``repeats`` means over ``calls`` calls."""
+    """Seconds per call: of ``repeats`` means over ``calls`` calls the median and the extremes."""
 
     median_s: float
     best_s: float
+    worst_s: float
     calls: int
     repeats: int
 
@@ -53,12 +55,13 @@ def measure(
     repeat, as a training loop does; the others are synchronised one by one, as a caller who waits
     for each result sees it. The result of a call is dropped when the next one has returned.
     """
+    turns = itertools.cycle(inputs)
 
     def repeat(calls: int) -> float:
         synchronize(device)
         began = time.perf_counter()
-        for index in range(calls):
-            result = call(inputs[index % len(inputs)])
+        for data in itertools.islice(turns, calls):
+            result = call(data)
             if not pipelined:
                 synchronize(device)
         synchronize(device)
@@ -69,7 +72,7 @@ def measure(
     with no_garbage_collection():
         first = repeat(1)
         if first > SLOW_CALL_S:
-            return Timing(first, first, 1, 1)
+            return Timing(first, first, first, 1, 1)
         if first > seconds:
             repeats = min(repeats, SLOW_REPEATS)
         budget = seconds / repeats
@@ -78,7 +81,7 @@ def measure(
         if calls > 1:
             repeat(calls)  # the clocks of an idle device need a while
         means = [repeat(calls) for _ in range(repeats)]
-    return Timing(statistics.median(means), min(means), calls, repeats)
+    return Timing(statistics.median(means), min(means), max(means), calls, repeats)
 
 
 @contextmanager

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
@@ -15,9 +17,21 @@ if TYPE_CHECKING:
 
 from _probes import mix
 
-Kind = Literal["device", "host", "host-sum", "requests", "stack", "loop"]
+Kind = Literal["device", "host", "host-sum", "requests", "stack", "loop", "loop-sum"]
 Table = Literal["bulk", "small", "latency", "host", "cpu"]
-Unit = Literal["of limit", "of one extra pass", "us", "launches", "x torch"]
+Unit = Literal[
+    "of limit",
+    "of one extra pass",
+    "us",
+    "launches",
+    "of h2d",
+    "x torch",
+    "x qumat-qdp",
+    "x direct",
+]
+
+#: Pageable arrays to rotate among: a data set that no cache holds. The first beside a GPU.
+HOST_BYTES, CPU_HOST_BYTES = 512 << 20, 64 << 20
 
 
 @dataclass(frozen=True)
@@ -27,7 +41,8 @@ class Line:
     ``of limit``: at least ``value`` of the rate that this run's limits allow; ``of one extra
     pass``: at least ``value`` of the rate at which the states could be written, read and written
     again; ``us``: at most ``value`` microseconds; ``launches``: at most ``value`` times a bare
-    ``cuLaunchKernel``; ``x torch``: at least ``value`` times as fast as torch eager.
+    ``cuLaunchKernel``; ``of h2d``: source bytes at ``value`` or more of the rate of a pinned
+    upload; ``x NAME``: at least ``value`` times as fast as that contender.
     """
 
     contender: str
@@ -40,10 +55,10 @@ class Row:
     """One workload.
 
     ``kind`` says where the input is and what a call does: ``device``, a tensor that lies on the
-    device; ``host``, a pageable NumPy array; ``host-sum``, the same and then abs().sum() of the
-    states by torch; ``requests``, ``count`` vectors encoded one by one; ``stack``, the same
-    vectors stacked and encoded at once; ``loop``, ``count`` host batches one after another.
-    ``precision`` None follows ``dtype``, the input's.
+    device; ``host``, a NumPy array, or a pinned tensor for the contenders called so; ``host-sum``,
+    the same and then abs().sum() of the states by torch; ``requests``, ``count`` vectors encoded
+    one by one; ``stack``, the same vectors stacked and encoded at once; ``loop`` and ``loop-sum``,
+    ``count`` host batches one after another. ``precision`` None follows ``dtype``, the input's.
     """
 
     name: str
@@ -60,6 +75,8 @@ class Row:
     lines: tuple[Line, ...] = ()
     cpu_batch: int | None = None
     cpu_count: int | None = None
+    cpu_n: int | None = None
+    gpu_only: bool = False
 
     @property
     def features(self) -> int:
@@ -92,12 +109,28 @@ class Row:
 
     @property
     def pipelined(self) -> bool:
-        return self.kind == "device" and self.table != "cpu"
+        return self.kind in ("device", "host", "host-sum") and self.table != "cpu"
+
+    @property
+    def summed(self) -> bool:
+        """Whether what counts is abs().sum() of the states."""
+        return self.kind in ("host-sum", "loop-sum")
+
+    @property
+    def looped(self) -> bool:
+        return self.kind in ("loop", "loop-sum")
 
     @property
     def limit(self) -> str:
         """Which rate of this run bounds the row on its device."""
         return mix(self.dtype, self.complex_dtype) if self.encoding == "amplitude" else "write"
+
+    def limits(self, device: str) -> set[str]:
+        """Rates of device memory that floor and lines of this row need."""
+        if self.kind != "device" and device != "cpu":
+            return set()
+        extra = any(line.unit == "of one extra pass" for line in self.lines)
+        return {self.limit, *([mix(self.complex_dtype, self.complex_dtype)] if extra else [])}
 
     def on(self, device: str) -> Row:
         """This row, scaled down where it would be too much for a CPU.
@@ -109,7 +142,7 @@ class Row:
         if not on_cpu:
             return replace(self, lines=lines)
         batch, count = self.cpu_batch or self.batch, self.cpu_count or self.count
-        return replace(self, lines=lines, batch=batch, count=count)
+        return replace(self, lines=lines, batch=batch, count=count, n=self.cpu_n or self.n)
 
 
 def features(encoding: str, n: int) -> int:
@@ -127,10 +160,40 @@ def make_inputs(row: Row, device: str) -> list[Any]:
         return [_sample(row, row.batch, device) for _ in range(_copies(row, device))]
     if row.kind in ("requests", "stack"):
         return [[vector.copy() for vector in _array(row, row.count)] for _ in range(2)]
-    if row.kind == "loop":
-        pool = [_array(row, row.batch) for _ in range(4)]
-        return [[pool[index % len(pool)] for index in range(row.count)]]
-    return [_array(row, row.batch) for _ in range(_copies(row, device))]
+    batches = _batches(row, device)
+    if row.looped:
+        return [list(itertools.islice(itertools.cycle(batches), row.count))]
+    return batches
+
+
+def pinned(batches: list[npt.NDArray[Any]]) -> list[torch.Tensor]:
+    """The same values in pinned memory, as tensors."""
+    shape, dtype = (len(batches), *batches[0].shape), torch.from_numpy(batches[0]).dtype
+    tensors = list(torch.empty(shape, dtype=dtype, pin_memory=True))
+    for tensor, batch in zip(tensors, batches, strict=True):
+        tensor.copy_(torch.from_numpy(batch))
+    return tensors
+
+
+def _batches(row: Row, device: str) -> list[npt.NDArray[Any]]:
+    """Consecutive batches of one data set in NumPy's memory: two at least, four where they fit."""
+    batch_bytes = row.input_bytes // row.count
+    held = CPU_HOST_BYTES if device == "cpu" else HOST_BYTES
+    count = min(1024, max(4 if batch_bytes < held else 2, held // batch_bytes))
+    return list(
+        _data_set(row.dtype, count * row.batch * row.features, device).reshape(
+            count, row.batch, row.features
+        )
+    )
+
+
+@lru_cache(maxsize=1)
+def _data_set(dtype: torch.dtype, values: int, device: str) -> npt.NDArray[Any]:
+    """Normal values, made on ``device``: rows of one size in bytes share them."""
+    made = torch.randn(values, dtype=dtype, device=device)
+    array = np.empty(values, dtype=str(dtype).removeprefix("torch."))
+    torch.from_numpy(array).copy_(made)
+    return array
 
 
 def _sample(row: Row, rows: int, device: str) -> torch.Tensor:
@@ -191,10 +254,16 @@ def judge(line: Line, row: Row, medians: dict[str, float], limits: Limits) -> di
             return None
         reached = seconds / limits.launch_bare
         holds = reached <= wanted
-    else:
-        if "torch" not in medians:
+    elif line.unit == "of h2d":
+        if limits.h2d is None:
             return None
-        reached = medians["torch"] / seconds
+        reached = row.input_bytes / limits.h2d / seconds
+        holds = reached >= wanted
+    else:
+        other = medians.get(line.unit.removeprefix("x "))
+        if other is None:
+            return None
+        reached = other / seconds
         holds = reached >= wanted
     return {
         "contender": line.contender,

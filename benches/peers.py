@@ -19,22 +19,23 @@ from typing import TYPE_CHECKING, Any
 
 import qdp
 import torch
-from _contenders import NAMES, UnavailableError, build
+from _contenders import NAMES, PINNED, UnavailableError, build
 from _machine import describe, headline
-from _plots import plot_bulk, plot_ratios
+from _plots import plot_bulk, plot_host, plot_ratios
 from _probes import Limits, probe
 from _reference import error, expected, tolerance
 from _report import limits_text, markdown, missed
 from _tables import CPU_TABLES, GPU_TABLES, TABLES, rows_of
 from _timing import measure, synchronize
-from _workloads import Row, floor_seconds, judge, make_inputs
+from _transfers import ring_counters
+from _workloads import Row, floor_seconds, judge, make_inputs, pinned
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
 #: Seconds that one contender is timed on one row.
-SECONDS = {"bulk": 0.05, "small": 0.1, "latency": 0.25, "host": 0.25, "cpu": 0.1}
-QUICK_SECONDS = {"bulk": 0.03, "small": 0.05, "latency": 0.1, "host": 0.1, "cpu": 0.03}
+SECONDS = {"bulk": 0.05, "small": 0.1, "latency": 0.25, "host": 0.15, "cpu": 0.1}
+QUICK_SECONDS = {"bulk": 0.03, "small": 0.05, "latency": 0.1, "host": 0.08, "cpu": 0.03}
 #: QDP's own call of each table: the ratios of its rows are to this one.
 OWN = {"bulk": "qdp.torch out", "small": "qdp.torch", "latency": "qdp.torch", "host": "qdp"}
 
@@ -51,19 +52,18 @@ def main() -> int:
     record = describe(device, threads)
     print(headline(record))
 
-    limits = probe(device, quick=args.quick)
+    tables = args.tables or (CPU_TABLES if device == "cpu" else GPU_TABLES)
+    chosen = {table: rows(table, device, args.rows, quick=args.quick) for table in tables}
+    needed = {limit for part in chosen.values() for row in part for limit in row.limits(device)}
+    limits = probe(device, needed, quick=args.quick)
     record["limits"] = asdict(limits)
     print(limits_text(limits), flush=True)
 
-    tables = args.tables or (CPU_TABLES if device == "cpu" else GPU_TABLES)
     seconds = QUICK_SECONDS if args.quick else SECONDS
     record["rows"], record["seconds"] = [], {}
     for table in tables:
         started = time.perf_counter()
-        rows = [row.on(device) for row in rows_of(table, quick=args.quick)]
-        for row in rows:
-            if not any(fnmatch.fnmatch(row.name, pattern) for pattern in args.rows):
-                continue
+        for row in chosen[table]:
             names = contenders(row, args.contenders)
             print(row.name, end="", flush=True)
             record["rows"].append(run_row(row, names, device, limits, seconds[table]))
@@ -102,6 +102,16 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--json-dir", type=Path, default=Path(__file__).parent / "results")
     parser.add_argument("--quick", action="store_true", help="fewer rows, shorter measurements")
     return parser.parse_args()
+
+
+def rows(table: str, device: str, patterns: Sequence[str], *, quick: bool) -> list[Row]:
+    """Rows of ``table`` that run on ``device`` and whose name fits a pattern."""
+    return [
+        row.on(device)
+        for row in rows_of(table, quick=quick)
+        if any(fnmatch.fnmatch(row.name, pattern) for pattern in patterns)
+        and not (row.gpu_only and device == "cpu")
+    ]
 
 
 def contenders(row: Row, chosen: Sequence[str] | None) -> list[str]:
@@ -145,6 +155,12 @@ def run_row(
         ratios = {name: median / base for name, median in medians.items() if name != own(row)}
         ratios["floor"] = floor / base
     judged = [judge(line, row, medians, limits) for line in row.lines]
+    counters = None
+    if row.kind == "loop-sum" and "qdp" in times:
+        try:
+            counters = ring_counters(row, device, inputs[0])
+        except Exception as failure:  # noqa: BLE001 (an explanation of the times, not one of them)
+            print(f"\n  no counters: {failure}", file=sys.stderr)
     return {
         "name": row.name,
         "table": row.table,
@@ -153,6 +169,7 @@ def run_row(
         "num_qubits": row.n,
         "input": str(row.dtype).removeprefix("torch."),
         "output": str(row.complex_dtype).removeprefix("torch."),
+        "batch": row.batch,
         "states": row.states,
         "input_bytes": row.input_bytes,
         "output_bytes": row.output_bytes,
@@ -164,6 +181,7 @@ def run_row(
         "skipped": skipped,
         "ratios": ratios,
         "lines": [line for line in judged if line is not None],
+        **({} if counters is None else {"ring": counters}),
     }
 
 
@@ -175,9 +193,12 @@ def run_contender(
     reference: torch.Tensor,
     seconds: float,
 ) -> dict[str, Any]:
+    if name in PINNED and device != "cpu":
+        inputs = pinned(inputs)
     call = build(name, row, device, inputs[0])
     off = None
-    if not (name == "qumat-qdp" and row.kind == "loop"):  # its own benchmark returns no states
+    # A bare copy makes no states, and qumat-qdp's own benchmark returns none.
+    if name != "pinned copy" and not (name == "qumat-qdp" and row.kind == "loop"):
         result = call(inputs[-1])
         synchronize(device)
         off = error(row, result, reference)
@@ -185,7 +206,11 @@ def run_contender(
         if not off <= tolerance(row):
             raise ValueError(f"wrong by {off:.2e}, more than {tolerance(row):.0e}")
     timing = measure(call, inputs, device, pipelined=row.pipelined, seconds=seconds)
-    return {**asdict(timing), "error": off}
+    times = {**asdict(timing), "error": off}
+    if row.table == "host" and row.pipelined and device != "cpu":
+        single = measure(call, inputs, device, pipelined=False, seconds=seconds / 2)
+        times["single"] = asdict(single)
+    return times
 
 
 def save(record: dict[str, Any], folder: Path) -> None:
@@ -196,7 +221,7 @@ def save(record: dict[str, Any], folder: Path) -> None:
     path.write_text(json.dumps(record, indent=1) + "\n")
     print(f"\nsaved {path}")
     try:
-        for name, plot in [("peers", plot_ratios), ("bulk", plot_bulk)]:
+        for name, plot in [("peers", plot_ratios), ("bulk", plot_bulk), ("host", plot_host)]:
             if plot(record, folder / f"{stem}-{name}.png"):
                 print(f"saved {folder / f'{stem}-{name}.png'}")
     except ImportError as missing:
