@@ -1,9 +1,11 @@
 //! Element types: what may come in ([`DType`], [`Element`]) and what goes out ([`Precision`],
 //! [`Real`]).
 
+use crate::error::{Error, Result};
 use half::{bf16, f16};
 use num_complex::Complex;
 use std::fmt;
+use std::str::FromStr;
 
 mod sealed {
     pub trait Sealed {}
@@ -89,6 +91,34 @@ impl DType {
             Self::C64 => "complex64",
             Self::C128 => "complex128",
         }
+    }
+}
+
+impl FromStr for DType {
+    type Err = Error;
+
+    fn from_str(text: &str) -> Result<Self> {
+        const ALL: [DType; 14] = [
+            DType::U8,
+            DType::U16,
+            DType::U32,
+            DType::U64,
+            DType::I8,
+            DType::I16,
+            DType::I32,
+            DType::I64,
+            DType::F16,
+            DType::BF16,
+            DType::F32,
+            DType::F64,
+            DType::C64,
+            DType::C128,
+        ];
+        ALL.into_iter().find(|dtype| dtype.name() == text).ok_or_else(|| Error::DType {
+            argument: "dtype",
+            expected: format!("one of {}", ALL.map(DType::name).join(", ")),
+            got: format!("{text:?}"),
+        })
     }
 }
 

@@ -4,12 +4,15 @@ use crate::config::Config;
 use crate::cpu;
 use crate::cpu::memory::HostBuffer;
 use crate::cuda::{CudaBackend, Encoded, RawStream};
-use crate::element::Precision;
+use crate::element::{DType, Precision};
 use crate::encoding::EncodeSpec;
 use crate::error::{Error, Result};
 use crate::input::{Input, Output, OwnedInput};
 use crate::interrupt::Interrupt;
+use crate::pipeline::config::PipelineConfig;
 use crate::pipeline::dispatch::{Dispatched, Dispatcher, EncodeFuture};
+use crate::pipeline::estimate::Estimate;
+use crate::pipeline::stats::PipelineStats;
 use crate::plan::{EncodePlan, PlanKey};
 use crate::state::{StateBatch, Storage};
 use arc_swap::ArcSwapOption;
@@ -129,16 +132,32 @@ impl Engine {
     ///
     /// [`Error::DeviceUnavailable`] says what is missing.
     pub fn open(device: Device) -> Result<Self> {
+        Self::open_with(device, PipelineConfig::default())
+    }
+
+    /// Opens a device, with settings for the pipeline that brings host input to it. The CPU needs
+    /// none.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::InvalidArgument`] for settings that do not go together; those of [`Engine::open`].
+    pub fn open_with(device: Device, pipeline: PipelineConfig) -> Result<Self> {
+        pipeline.validate()?;
         let backend = match device {
             Device::Cpu => Backend::Cpu,
-            Device::Cuda(ordinal) => Backend::Cuda(CudaBackend::open(ordinal)?),
+            Device::Cuda(ordinal) => Backend::Cuda(CudaBackend::open(ordinal, pipeline)?),
         };
         Ok(Self { shared: Arc::new(Shared::new(backend)) })
     }
 
     /// Opens the first CUDA device where it is usable, else the CPU.
     pub fn open_default() -> Self {
-        Self::open(Device::Cuda(0)).unwrap_or_else(|reason| {
+        Self::open_default_with(PipelineConfig::default())
+    }
+
+    /// [`Engine::open_default`] with settings for the pipeline.
+    pub fn open_default_with(pipeline: PipelineConfig) -> Self {
+        Self::open_with(Device::Cuda(0), pipeline).unwrap_or_else(|reason| {
             tracing::info!("using the CPU backend: {reason}");
             Self { shared: Arc::new(Shared::new(Backend::Cpu)) }
         })
@@ -394,6 +413,55 @@ impl Engine {
                 Ok(MemoryInfo { free: available.unwrap_or(0), total, reserved, used: 0 })
             }
             Backend::Cuda(cuda) => cuda.memory_info(),
+        }
+    }
+
+    /// What the pipeline for host input has done so far; all zeros on the CPU, which has none. With
+    /// [`PipelineConfig::timing`], waits for what is in flight.
+    pub fn stats(&self) -> Result<PipelineStats> {
+        match &self.shared.backend {
+            Backend::Cpu => Ok(PipelineStats::default()),
+            Backend::Cuda(cuda) => cuda.stats(),
+        }
+    }
+
+    /// What encoding so many samples will need and do, without running it: host input that is not
+    /// page-locked, or, where `device` says so, input on the engine's device.
+    pub fn estimate(
+        &self,
+        spec: &EncodeSpec,
+        (dtype, features): (DType, usize),
+        batch: usize,
+        precision: Option<Precision>,
+        device: Device,
+    ) -> Result<Estimate> {
+        // SAFETY: a plan asks for the shape and looks at no value.
+        let input = unsafe {
+            let strides = (features as isize, 1);
+            Input::from_raw(std::ptr::null(), dtype, device, (batch, features), strides)
+        };
+        let plan = self.plan(&input, spec, precision)?;
+        match &self.shared.backend {
+            Backend::Cuda(cuda) => cuda.estimate(&plan, &input),
+            Backend::Cpu => {
+                check_host(&input)?;
+                let memory = self.memory_info()?;
+                let free = memory.free + memory.reserved;
+                let output = plan.output_bytes(batch);
+                Ok(Estimate {
+                    input_bytes: input.num_bytes() as u64,
+                    output_bytes: u64::try_from(output).unwrap_or(u64::MAX),
+                    copied_bytes: 0,
+                    workspace_bytes: 0,
+                    slot_bytes: 0,
+                    slots: 0,
+                    rounds: u64::from(batch > 0),
+                    chunks: 0,
+                    direct: batch > 0,
+                    free_bytes: free,
+                    fits: output <= u128::from(free),
+                })
+            }
         }
     }
 

@@ -109,6 +109,12 @@ impl<'a> Input<'a> {
         self.batch * self.features * self.dtype.size()
     }
 
+    /// Whether the values fill their memory: each row without gaps, and row after row.
+    pub(crate) fn has_no_gaps(&self) -> bool {
+        (self.features <= 1 || self.strides.1 == 1)
+            && (self.batch <= 1 || self.strides.0 == self.features as isize)
+    }
+
     /// Row `sample` of a host input.
     pub(crate) fn row<T: Element>(&self, sample: usize) -> Row<'a, T> {
         debug_assert_eq!(T::DTYPE, self.dtype);

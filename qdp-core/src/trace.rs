@@ -1,5 +1,4 @@
 //! Ranges on a profiler's timeline (NVTX), such as Nsight Systems shows.
-#![expect(dead_code, reason = "for the ring, which comes next")]
 
 use std::marker::PhantomData;
 use std::sync::LazyLock;

@@ -8,6 +8,7 @@ use crate::interrupt::interrupt;
 use crate::layout::Layout;
 use crate::options::{self, SpecArgs};
 use crate::output::Target;
+use crate::pipeline::PipelineConfig;
 use crate::plan::Plan;
 use crate::state::StateBatch;
 use dlpark::versioned::Dlpack;
@@ -277,7 +278,7 @@ pub(crate) fn out_of_memory(engine: &qdp_core::Engine, needed: u128) -> Failure 
 /// `device` is `"cpu"`, `"cuda"` (the first GPU), `"cuda:N"` or `None` (`"cuda:0"` where it is
 /// usable, else `"cpu"`). `precision` is `"complex64"`, `"complex128"` or `None`, which follows
 /// each input: float64, complex128 and 64-bit integers give complex128, everything else complex64.
-/// An engine may be shared by threads.
+/// `pipeline` says how host input is brought to the device. An engine may be shared by threads.
 ///
 /// Raises `DeviceUnavailableError` when a device is named and cannot be opened.
 #[pyclass(frozen, module = "qdp", name = "Engine")]
@@ -289,16 +290,20 @@ pub(crate) struct Engine {
 #[pymethods]
 impl Engine {
     #[new]
-    #[pyo3(signature = (device=None, *, precision=None))]
-    fn new(py: Python<'_>, device: Option<&str>, precision: Option<&str>) -> Result<Self> {
+    #[pyo3(signature = (device=None, *, precision=None, pipeline=None))]
+    fn new(
+        py: Python<'_>,
+        device: Option<&str>,
+        precision: Option<&str>,
+        pipeline: Option<&PipelineConfig>,
+    ) -> Result<Self> {
         let precision = precision.map(options::precision).transpose()?;
-        let engine = match device {
-            None => py.detach(qdp_core::Engine::open_default),
-            Some(name) => {
-                let device: Device = name.parse()?;
-                py.detach(|| qdp_core::Engine::open(device))?
-            }
-        };
+        let device: Option<Device> = device.map(str::parse).transpose()?;
+        let pipeline = pipeline.map(PipelineConfig::get).unwrap_or_default();
+        let engine = py.detach(|| match device {
+            None => Ok(qdp_core::Engine::open_default_with(pipeline)),
+            Some(device) => qdp_core::Engine::open_with(device, pipeline),
+        })?;
         Ok(Self { engine, precision })
     }
 
@@ -491,6 +496,49 @@ impl Engine {
         info.set_item("reserved", memory.reserved)?;
         info.set_item("used", memory.used)?;
         Ok(info)
+    }
+
+    /// What the pipeline for host input has done so far: counts, bytes and nanoseconds by name; all
+    /// zero on the CPU, which has none. `copy_ns`, `compute_ns` and `overlap_ns` are measured only
+    /// with `PipelineConfig(timing=True)`.
+    fn stats<'py>(&self, py: Python<'py>) -> Result<Bound<'py, PyDict>> {
+        let stats = py.detach(|| self.engine.stats())?;
+        let info = PyDict::new(py);
+        for (name, value) in stats.entries() {
+            info.set_item(name, value)?;
+        }
+        Ok(info)
+    }
+
+    /// What encoding `batch_size` samples will need and do, in bytes and counts by name, without
+    /// running it: of `num_features` values each (by default, as many as the encoding takes), on the
+    /// host in memory that is not page-locked, or with `on_device` on the engine's GPU.
+    #[pyo3(signature = (
+        num_qubits, encoding="amplitude", batch_size=1, *, dtype="float64", num_features=None,
+        on_device=false, rotation=None, reps=None, entanglement=None, convention="qdp",
+    ))]
+    #[allow(clippy::too_many_arguments)] // one per keyword of the public method
+    fn estimate<'py>(
+        &self,
+        py: Python<'py>,
+        num_qubits: &Bound<'py, PyAny>,
+        encoding: &str,
+        batch_size: usize,
+        dtype: &str,
+        num_features: Option<usize>,
+        on_device: bool,
+        rotation: Option<&str>,
+        reps: Option<&Bound<'py, PyAny>>,
+        entanglement: Option<&Bound<'py, PyAny>>,
+        convention: &str,
+    ) -> Result<Bound<'py, PyDict>> {
+        let spec =
+            SpecArgs { num_qubits, encoding, rotation, reps, entanglement, convention }.parse()?;
+        let samples = (dtype.parse()?, num_features.unwrap_or_else(|| spec.num_features()));
+        let device = if on_device { self.engine.device() } else { Device::Cpu };
+        let estimate =
+            py.detach(|| self.engine.estimate(&spec, samples, batch_size, self.precision, device))?;
+        crate::pipeline::estimate(py, &estimate)
     }
 
     /// Values per sample that an encoding takes; for amplitude the most, for basis the bits.

@@ -18,6 +18,7 @@ mod layout;
 mod options;
 mod output;
 mod pin;
+mod pipeline;
 mod plan;
 mod state;
 mod tensor;
@@ -33,6 +34,8 @@ mod _qdp {
     use crate::info::device_info;
     #[pymodule_export]
     use crate::pin::{Pinned, pin};
+    #[pymodule_export]
+    use crate::pipeline::PipelineConfig;
     #[pymodule_export]
     use crate::plan::Plan;
     #[pymodule_export]

@@ -16,10 +16,11 @@ use std::sync::{Mutex, MutexGuard};
 static SERIAL: Mutex<()> = Mutex::new(());
 
 #[allow(clippy::disallowed_methods)] // a test is told by the environment what to require
-fn gpu() -> Option<(Engine, MutexGuard<'static, ()>)> {
+fn gpu() -> Option<(MutexGuard<'static, ()>, Engine)> {
+    // The guard first: bindings are dropped in reverse, so an engine goes before the next test.
     let guard = SERIAL.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
     match Engine::open(Device::Cuda(0)) {
-        Ok(engine) => Some((engine, guard)),
+        Ok(engine) => Some((guard, engine)),
         Err(reason) => {
             let required = std::env::var("QDP_REQUIRE_GPU").is_ok_and(|value| value == "1");
             assert!(!required, "QDP_REQUIRE_GPU=1, but {reason}");
@@ -60,7 +61,7 @@ fn compare(gpu: &Engine, spec: &EncodeSpec, features: usize, rows: usize) {
 
 #[test]
 fn equals_the_cpu_backend() {
-    let Some((gpu, _guard)) = gpu() else { return };
+    let Some((_guard, gpu)) = gpu() else { return };
     for encoding in encodings() {
         for convention in CONVENTIONS {
             for n in [1, 2, 3, 5, 8, 11, 12] {
@@ -78,7 +79,7 @@ fn equals_the_cpu_backend() {
 /// or by one, one chunk or several, one tile or passes, one strided pass or two.
 #[test]
 fn equals_the_cpu_backend_around_thresholds() {
-    let Some((gpu, _guard)) = gpu() else { return };
+    let Some((_guard, gpu)) = gpu() else { return };
     let full = Entanglement::Full;
     for n in [12, 13, 14, 15, 20, 21, 22] {
         for encoding in [
@@ -101,7 +102,7 @@ fn equals_the_cpu_backend_around_thresholds() {
 /// Several short rows to a block with the last block not full, one row, and chunks of one.
 #[test]
 fn equals_the_cpu_backend_around_tiles() {
-    let Some((gpu, _guard)) = gpu() else { return };
+    let Some((_guard, gpu)) = gpu() else { return };
     let angle = Encoding::Angle { rotation: Rotation::X };
     for (n, rows) in [(1, 20_001), (2, 63), (2, 64), (5, 4099), (8, 700), (9, 131), (10, 65)]
         .into_iter()
@@ -121,7 +122,7 @@ fn equals_the_cpu_backend_around_tiles() {
 
 #[test]
 fn a_state_is_the_same_in_every_batch() {
-    let Some((gpu, _guard)) = gpu() else { return };
+    let Some((_guard, gpu)) = gpu() else { return };
     for n in [3, 9, 13, 14, 17] {
         let spec = EncodeSpec::new(Encoding::Amplitude, n).unwrap();
         let features = spec.num_features();
@@ -139,7 +140,7 @@ fn a_state_is_the_same_in_every_batch() {
 /// follow from the batch), folded bits, passes over memory and how many.
 #[test]
 fn diagonals_equal_the_cpu_backend_around_thresholds() {
-    let Some((gpu, _guard)) = gpu() else { return };
+    let Some((_guard, gpu)) = gpu() else { return };
     let full = Entanglement::Full;
     let encodings = [
         Encoding::Iqp,
@@ -162,7 +163,7 @@ fn diagonals_equal_the_cpu_backend_around_thresholds() {
 /// A small copy of the above for compute-sanitizer: every kernel, small sizes.
 #[test]
 fn sanitize_every_kernel() {
-    let Some((gpu, _guard)) = gpu() else { return };
+    let Some((_guard, gpu)) = gpu() else { return };
     for encoding in encodings() {
         for n in [1, 4, 9] {
             let spec = EncodeSpec::new(encoding.clone(), n).unwrap();
@@ -201,7 +202,7 @@ fn check_type<T: qdp_core::element::Element>(gpu: &Engine, cpu: &Engine, from: i
 #[test]
 fn every_element_type_gives_the_same_states() {
     use half::{bf16, f16};
-    let Some((gpu, _guard)) = gpu() else { return };
+    let Some((_guard, gpu)) = gpu() else { return };
     let cpu = Engine::open(Device::Cpu).unwrap();
     check_type(&gpu, &cpu, |x| x);
     check_type(&gpu, &cpu, |x| u16::from(x) * 300);
@@ -221,7 +222,7 @@ fn every_element_type_gives_the_same_states() {
 
 #[test]
 fn bad_host_input_raises_at_the_call_and_the_engine_lives() {
-    let Some((gpu, _guard)) = gpu() else { return };
+    let Some((_guard, gpu)) = gpu() else { return };
     let spec = EncodeSpec::new(Encoding::Amplitude, 16).unwrap();
     let features = spec.num_features();
     let mut data = values(3 * features, 1);
@@ -234,7 +235,7 @@ fn bad_host_input_raises_at_the_call_and_the_engine_lives() {
 
 #[test]
 fn what_cannot_fit_is_refused() {
-    let Some((gpu, _guard)) = gpu() else { return };
+    let Some((_guard, gpu)) = gpu() else { return };
     let spec = EncodeSpec::new(Encoding::Phase, 45).unwrap();
     let error = gpu.encode(&Input::sample(&values(45, 1)), &spec, None).unwrap_err();
     assert!(
@@ -248,11 +249,11 @@ fn what_cannot_fit_is_refused() {
 #[test]
 fn nothing_leaks() {
     let before = {
-        let Some((gpu, _guard)) = gpu() else { return };
+        let Some((_guard, gpu)) = gpu() else { return };
         drop(gpu);
         cuda::live_objects()
     };
-    let Some((gpu, _guard)) = gpu() else { return };
+    let Some((_guard, gpu)) = gpu() else { return };
     let mut states = Vec::new();
     for n in [1, 6, 12, 14, 17] {
         for encoding in encodings() {
@@ -274,7 +275,7 @@ fn nothing_leaks() {
 
 #[test]
 fn threads_share_an_engine() {
-    let Some((gpu, _guard)) = gpu() else { return };
+    let Some((_guard, gpu)) = gpu() else { return };
     std::thread::scope(|scope| {
         for thread in 0..8 {
             let gpu = &gpu;

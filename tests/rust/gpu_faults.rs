@@ -10,7 +10,7 @@ use qdp_core::cuda::faults::{self, Fault};
 use qdp_core::cuda::{self, Context, DeviceBuffer, LiveObjects, Pool, RawStream, Stream};
 use qdp_core::{
     DType, Device, EncodeOptions, EncodeSpec, Encoding, Engine, Entanglement, Error, Input, Output,
-    Precision, Result, StateBatch,
+    PipelineConfig, Precision, Result, StateBatch,
 };
 use std::sync::{Arc, Mutex, MutexGuard, Once, PoisonError};
 
@@ -176,7 +176,9 @@ fn holdings(rig: &Rig, engine: &Engine) -> (LiveObjects, u64, usize) {
 fn fail_every_call(name: &str, path: Path) {
     let Some(rig) = rig() else { return };
     let before = cuda::live_objects();
-    let engine = Engine::open(Device::Cuda(0)).unwrap();
+    // Few slots, so that they are all made soon and have to be waited for.
+    let pipeline = PipelineConfig { slots: 2, ..PipelineConfig::default() };
+    let engine = Engine::open_with(Device::Cuda(0), pipeline).unwrap();
     for _ in 0..3 {
         assert_eq!(path(&rig, &engine), Ok(()));
     }
@@ -224,8 +226,12 @@ fn fail_every_call(name: &str, path: Path) {
     assert_eq!(cuda::live_objects(), before);
 }
 
-const DOUBLE: EncodeOptions =
-    EncodeOptions { precision: Some(Precision::Complex128), stream: None, validate_now: false };
+const DOUBLE: EncodeOptions = EncodeOptions {
+    precision: Some(Precision::Complex128),
+    stream: None,
+    validate_now: false,
+    interrupt: None,
+};
 
 fn on(stream: RawStream) -> EncodeOptions {
     EncodeOptions { stream: Some(stream), ..DOUBLE }

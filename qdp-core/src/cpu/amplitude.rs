@@ -145,7 +145,7 @@ pub(crate) fn partial_sum<T: Element>(row: Row<'_, T>) -> f64 {
 }
 
 #[multiversion(targets("x86_64+avx2+fma"))]
-fn sum_slice<T: Element>(values: &[T]) -> f64 {
+pub(crate) fn sum_slice<T: Element>(values: &[T]) -> f64 {
     let block = |values: &[T]| {
         let (whole, rest) = values.as_chunks::<LANES>();
         let mut lanes = [0.0; LANES];

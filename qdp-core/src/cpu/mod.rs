@@ -16,7 +16,7 @@ mod product;
 mod trig;
 mod walsh_hadamard;
 
-pub(crate) use amplitude::{check_finite, partial_sum};
+pub(crate) use amplitude::{check_finite, partial_sum, sum_slice};
 
 use crate::config::Config;
 use crate::element::{Element, Precision, Real, with_element};
@@ -129,7 +129,7 @@ fn encode_as<T: Element, R: Trig>(
     }
     // The error of the first bad sample, whichever thread meets one first.
     let first_error = Mutex::new(None::<(usize, Error)>);
-    let group = (GROUP_WORK / work).max(1);
+    let group = (GROUP_WORK / work).max(rows_per_line(input));
     ENCODE.for_each(true, states.groups(group), |(offset, states)| {
         if let Err(error) = run(first + offset, states, Within::OneThread) {
             let mut found = first_error.lock();

@@ -10,6 +10,7 @@
 //! makes such processes). It works alone, as waiting for threads that are not there never ends.
 
 use crate::config::Config;
+use crate::pipeline::config::staging_threads;
 use parking_lot::{Condvar, Mutex};
 use std::any::Any;
 use std::collections::VecDeque;
@@ -35,12 +36,11 @@ pub(crate) static ENCODE: Pool = Pool {
     patience: Duration::from_micros(100),
 };
 
-/// For copying host input on its way to a device. Copies saturate the memory before they run out
-/// of cores; with as many threads as cores they slow each other down.
+/// For copying host input on its way to a device.
 pub(crate) static STAGE: Pool = Pool {
     threads: OnceLock::new(),
-    count: || (Config::get().num_threads * 3 / 4).clamp(1, 12),
-    patience: Duration::ZERO,
+    count: || staging_threads(Config::get().num_threads),
+    patience: Duration::from_millis(1),
 };
 
 impl Pool {
@@ -193,8 +193,9 @@ impl Threads {
                     queue.open.pop_front();
                 }
                 let left = self.places.fetch_sub(1, Ordering::Relaxed) - 1;
-                // Each wakes the next, so that waking many costs the caller no more than one.
-                if left > 0 && queue.asleep > 0 {
+                // Each wakes two, so that waking many costs the caller no more than one, and them
+                // little more.
+                for _ in 0..left.min(queue.asleep).min(2) {
                     self.changed.notify_one();
                 }
                 return job;

@@ -1,13 +1,13 @@
 //! One CUDA device, open: what an encode on it does.
 //!
 //! Device input is encoded on the caller's stream and nothing waits. Host input goes through the
-//! staging slots on the engine's own stream, or on the caller's where there is one to order with.
+//! ring, encoded on the engine's own stream, or on the caller's where there is one to order with.
 //! Everything a captured encode touches is kept until the process ends, as nobody says when the
 //! last replay of somebody else's graph is over.
 
 use super::board::Board;
-use super::kernels::{CommonArgs, Held, Kernels};
-use super::staging::Staging;
+use super::kernels::{Chunk as Part, CommonArgs, Held, Kernels, LaunchStream};
+use super::lanes::Lanes;
 use super::states::Ready;
 use super::{
     Context, DeviceBuffer, DeviceStates, DeviceSummary, Event, Pool, RawStream, Stream, Ticket,
@@ -17,6 +17,9 @@ use crate::encoding::Form;
 use crate::engine::{Device, EncodeOptions, MemoryInfo};
 use crate::error::{Error, Result, Unavailable};
 use crate::input::{Input, Output};
+use crate::interrupt::Interrupt;
+use crate::pipeline::config::PipelineConfig;
+use crate::pipeline::stats::Counters;
 use crate::plan::EncodePlan;
 use parking_lot::Mutex;
 use std::collections::HashMap;
@@ -48,6 +51,10 @@ pub struct Encoded {
 }
 
 impl Encoded {
+    pub(super) fn of(ticket: Ticket) -> Self {
+        Self { ticket: Some(ticket), captured: false }
+    }
+
     fn ready(self) -> Ready {
         self.ticket.filter(|_| !self.captured).map_or(Ready::Now, Ready::Encoded)
     }
@@ -55,17 +62,19 @@ impl Encoded {
 
 pub(crate) struct CudaBackend {
     // Dropped in this order: what may be in flight before what it uses.
-    staging: Mutex<Staging>,
+    pub(super) lanes: Mutex<Lanes>,
+    pub(super) config: PipelineConfig,
+    pub(super) counters: Counters,
     kept: Mutex<Vec<(Event, Box<dyn Send>)>>,
     /// Whether anything is kept: asked at every call.
     keeps: AtomicBool,
-    board: Board,
+    pub(super) board: Board,
     /// By their contents. They stay, as encodes in flight on any stream read them.
     multiplicities: Mutex<HashMap<Vec<u8>, Arc<DeviceBuffer>>>,
     kernels: Kernels,
-    pool: Arc<Pool>,
+    pub(super) pool: Arc<Pool>,
     stream: Arc<Stream>,
-    context: Arc<Context>,
+    pub(super) context: Arc<Context>,
 }
 
 /// Asked before anything else: a driver would not help a build without kernels.
@@ -91,7 +100,8 @@ pub fn devices() -> Result<Vec<DeviceSummary>, Unavailable> {
 }
 
 impl CudaBackend {
-    pub(crate) fn open(ordinal: u32) -> Result<Arc<Self>> {
+    pub(crate) fn open(ordinal: u32, config: PipelineConfig) -> Result<Arc<Self>> {
+        config.validate()?;
         let device = || Device::Cuda(ordinal).to_string();
         require_kernels()
             .map_err(|reason| Error::DeviceUnavailable { device: device(), reason })?;
@@ -101,7 +111,9 @@ impl CudaBackend {
         let pool = Pool::new(&context, None)?;
         let board = Board::new(&context, &pool)?;
         Ok(Arc::new(Self {
-            staging: Mutex::new(Staging::new()),
+            lanes: Mutex::new(Lanes::new(&context, &config)?),
+            config,
+            counters: Counters::default(),
             kept: Mutex::default(),
             keeps: AtomicBool::new(false),
             board,
@@ -160,8 +172,7 @@ impl CudaBackend {
         let bytes = self.result_bytes(plan, input.batch())?;
         let buffer = self.allocate_for(bytes, stream)?;
         let dim = plan.spec().dim();
-        let encoded =
-            self.encode_to(plan, input, (buffer.ptr(), dim as u64), stream, options.validate_now)?;
+        let encoded = self.encode_to(plan, input, (buffer.ptr(), dim as u64), stream, options)?;
         Ok(DeviceStates::new(Arc::clone(self), buffer, encoded.ready(), encoded.ticket))
     }
 
@@ -182,7 +193,7 @@ impl CudaBackend {
         self.start_call()?;
         let stream = options.stream.unwrap_or(self.stream());
         let target = (output.as_mut_ptr() as u64, output.row_stride() as u64);
-        self.encode_to(plan, input, target, stream, options.validate_now)
+        self.encode_to(plan, input, target, stream, options)
     }
 
     /// Describes memory of the caller's, in use on `stream`, as the states of an encode.
@@ -222,48 +233,30 @@ impl CudaBackend {
         input: &Input<'_>,
         (output, output_stride): (u64, u64),
         stream: RawStream,
-        validate_now: bool,
+        options: &EncodeOptions,
     ) -> Result<Encoded> {
         if input.batch() == 0 {
             return Ok(Encoded::default());
         }
         let captured = stream.is_capturing(&self.context)?;
-        let args = |input: &Input<'_>, ticket| {
-            let target = (output, output_stride);
-            CommonArgs::new(input, target, self.board.addresses(ticket), plan.spec().num_qubits())
-        };
+        let target = (output, output_stride);
         match input.device() {
             Device::Cpu if captured => Err(Error::Capturing {
                 call: "encoding host data",
                 hint: "move the data to the device first",
             }),
-            Device::Cpu => {
-                let staged = self.allocate_for(input.num_bytes(), stream)?;
-                self.staging.lock().upload(&self.context, plan, input, &staged, stream)?;
-                // SAFETY: the staged copy has these elements without gaps.
-                let on_device = unsafe {
-                    Input::from_raw(
-                        staged.ptr() as *const u8,
-                        input.dtype(),
-                        self.device(),
-                        (input.batch(), input.features()),
-                        (input.features() as isize, 1),
-                    )
-                };
-                let ticket = self.board.issue(plan, false)?;
-                self.launch(plan, args(&on_device, ticket), ticket, false, stream)?;
-                Ok(Encoded { ticket: Some(ticket), captured: false })
-            }
+            Device::Cpu => self.encode_host(plan, input, target, stream, Interrupt::new(options)),
             device @ Device::Cuda(_) if device == self.device() => {
-                if captured && validate_now {
+                if captured && options.validate_now {
                     return Err(Error::Capturing {
                         call: "validate=\"now\"",
                         hint: "leave validation deferred and call engine.check() after a replay",
                     });
                 }
                 let ticket = self.board.issue(plan, captured)?;
-                self.launch(plan, args(input, ticket), ticket, captured, stream)?;
-                if validate_now {
+                let args = self.args(plan, input, target, ticket);
+                self.launch(plan, args, ticket, captured, stream)?;
+                if options.validate_now {
                     let done = self.event(ticket).map_or(Ok(()), Event::synchronize);
                     done.inspect_err(|_| self.settle(stream))?;
                     self.board.check(ticket)?;
@@ -278,6 +271,59 @@ impl CudaBackend {
         }
     }
 
+    /// The kernels' arguments.
+    pub(super) fn args(
+        &self,
+        plan: &EncodePlan,
+        input: &Input<'_>,
+        output: (u64, u64),
+        ticket: Ticket,
+    ) -> CommonArgs {
+        CommonArgs::new(input, output, self.board.addresses(ticket), plan.spec().num_qubits())
+    }
+
+    /// Enqueues the kernels for device input that need no caller's graph, behind whatever the
+    /// stream waits for.
+    ///
+    /// # Safety
+    ///
+    /// `args` describe valid input and output in the order of `stream`.
+    pub(super) unsafe fn enqueue(
+        self: &Arc<Self>,
+        plan: &EncodePlan,
+        args: CommonArgs,
+        stream: RawStream,
+    ) -> Result<()> {
+        // Without overlap: what these kernels wait for is an event, not a kernel.
+        // SAFETY: the caller's promise.
+        unsafe { self.enqueue_with(plan, args, stream, false, self.kernels.after(stream)) }
+    }
+
+    /// Enqueues a part of a long sample, and with the last one what scales it.
+    ///
+    /// # Safety
+    ///
+    /// As for [`CudaBackend::enqueue`]; `sums` is workspace for the sample.
+    pub(super) unsafe fn enqueue_part(
+        &self,
+        plan: &EncodePlan,
+        args: CommonArgs,
+        part: Part,
+        sums: &DeviceBuffer,
+        last: bool,
+        stream: RawStream,
+    ) -> Result<()> {
+        let (precision, to) = (plan.precision(), self.kernels.after(stream));
+        // SAFETY: the caller's promise.
+        unsafe {
+            self.kernels.enqueue_spread(precision, args, part, sums.ptr(), to)?;
+            if last {
+                self.kernels.enqueue_scale(precision, args, part, sums.ptr(), to)?;
+            }
+        }
+        Ok(())
+    }
+
     fn launch(
         self: &Arc<Self>,
         plan: &EncodePlan,
@@ -285,6 +331,28 @@ impl CudaBackend {
         ticket: Ticket,
         captured: bool,
         stream: RawStream,
+    ) -> Result<()> {
+        let to = self.kernels.on(stream, captured);
+        // SAFETY: the caller describes valid input and output.
+        let launched = unsafe { self.enqueue_with(plan, args, stream, captured, to) };
+        if captured {
+            return launched;
+        }
+        launched
+            .and_then(|()| self.board.enqueued(ticket, stream))
+            .inspect_err(|_| self.board.abandon(ticket, stream))
+    }
+
+    /// # Safety
+    ///
+    /// `args` describe valid input and output in the order of `stream`.
+    unsafe fn enqueue_with(
+        self: &Arc<Self>,
+        plan: &EncodePlan,
+        args: CommonArgs,
+        stream: RawStream,
+        captured: bool,
+        to: LaunchStream,
     ) -> Result<()> {
         let prepared = self.prepare(plan)?;
         let work = |bytes| self.working_memory(bytes, captured, stream);
@@ -299,10 +367,9 @@ impl CudaBackend {
             rows: ptr(rows.as_ref()),
             multiplicity: ptr(prepared.multiplicity.as_deref()),
         };
-        let to = self.kernels.on(stream, captured);
-        // SAFETY: the caller describes valid input and output; record, flags, multiplicity and
-        // workspace are the backend's, which outlives its enqueued work: its drop waits for its
-        // own stream and the board's slots, and captured encodes keep it for good.
+        // SAFETY: the caller's promise; record, flags, multiplicity and workspace are the
+        // backend's, which outlives its enqueued work: its drop waits for its own stream and the
+        // board's slots, and captured encodes keep it for good.
         let launched = unsafe { self.kernels.enqueue(plan, args, held, to) };
         if captured {
             // Also where a later launch failed: the graph may hold an earlier one.
@@ -311,11 +378,8 @@ impl CudaBackend {
                 _workspace: [workspace, rows],
                 _multiplicity: prepared.multiplicity.clone(),
             });
-            return launched;
         }
         launched
-            .and_then(|()| self.board.enqueued(ticket, stream))
-            .inspect_err(|_| self.board.abandon(ticket, stream))
     }
 
     /// Memory for an encode on `stream`, or for the replays of one that is captured.

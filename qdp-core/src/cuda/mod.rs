@@ -34,7 +34,9 @@ mod event;
 #[cfg(feature = "fault-injection")]
 pub mod faults;
 mod gate;
+mod host;
 mod kernels;
+mod lanes;
 mod launch;
 mod memory;
 mod module;
@@ -42,9 +44,9 @@ mod pinned;
 mod pool;
 mod register;
 mod release;
-mod staging;
 mod states;
 mod stream;
+mod timeline;
 
 pub(crate) use backend::CudaBackend;
 pub use backend::{Encoded, PreparedPlan, devices};
@@ -61,7 +63,7 @@ pub use pinned::{MappedBuffer, PinnedBuffer};
 pub use pool::{DEFAULT_RELEASE_FRACTION, Pool};
 pub use register::{RegisteredMemory, is_page_locked};
 pub(crate) use states::DeviceStates;
-pub use stream::{RawStream, Stream};
+pub use stream::{Priority, RawStream, Stream};
 
 /// A CUDA device, as the driver describes it without opening it.
 #[derive(Debug, Clone, PartialEq, Eq)]

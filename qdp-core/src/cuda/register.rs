@@ -9,7 +9,8 @@ use cudarc::driver::sys::{
     CUpointer_attribute, CUresult,
 };
 
-use super::driver::{Kind, Live, check};
+use super::driver::{Kind, Live, verify};
+use super::gate::call;
 use super::pinned::out_of_memory;
 use super::{CaptureGuard, Context};
 use crate::error::{Error, Result};
@@ -51,12 +52,18 @@ impl RegisteredMemory {
         let _capture = CaptureGuard::relaxed();
         let register = |flags| {
             // SAFETY: the context is current, and the memory is there: the caller's promise.
-            unsafe { sys::cuMemHostRegister_v2(start.as_ptr().cast(), bytes, flags) }
+            call("cuMemHostRegister", || unsafe {
+                sys::cuMemHostRegister_v2(start.as_ptr().cast(), bytes, flags)
+            })
         };
         let mut result = register(CU_MEMHOSTREGISTER_PORTABLE);
-        if result == CUresult::CUDA_ERROR_HOST_MEMORY_ALREADY_REGISTERED {
-            // The driver's answer to pages mapped for reading alone, too (a file's, say).
-            result = register(CU_MEMHOSTREGISTER_PORTABLE | CU_MEMHOSTREGISTER_READ_ONLY);
+        if result == CUresult::CUDA_ERROR_HOST_MEMORY_ALREADY_REGISTERED
+            && register(CU_MEMHOSTREGISTER_PORTABLE | CU_MEMHOSTREGISTER_READ_ONLY)
+                == CUresult::CUDA_SUCCESS
+        {
+            // The driver's answer to pages mapped for reading alone, too (a file's, say). To pages
+            // that are page-locked, its second answer is another error.
+            result = CUresult::CUDA_SUCCESS;
         }
         match result {
             CUresult::CUDA_ERROR_HOST_MEMORY_ALREADY_REGISTERED => {
@@ -64,7 +71,7 @@ impl RegisteredMemory {
                 return Err(Error::invalid("array", expected, "some that is"));
             }
             CUresult::CUDA_ERROR_OUT_OF_MEMORY => return Err(out_of_memory(bytes)),
-            result => check("cuMemHostRegister", result)?,
+            result => verify("cuMemHostRegister", result)?,
         }
         let live = Live::new(Kind::RegisteredMemory);
         Ok(Self { start, bytes, context: Arc::clone(context), _live: live })
@@ -112,14 +119,14 @@ fn allocation(address: *const u8) -> Option<u64> {
     let mut values: [*mut c_void; 2] = [(&raw mut kind).cast(), (&raw mut number).cast()];
     // SAFETY: a context is current; the driver looks the address up and does not read behind it,
     // and writes a 32-bit and a 64-bit integer, the types of these attributes.
-    let result = unsafe {
+    let result = call("cuPointerGetAttributes", || unsafe {
         sys::cuPointerGetAttributes(
             attributes.len() as u32,
             attributes.as_mut_ptr(),
             values.as_mut_ptr(),
             address.addr() as u64,
         )
-    };
+    });
     // For memory that the driver does not know, this call answers zeros rather than an error.
     let host = kind == CUmemorytype::CU_MEMORYTYPE_HOST as u32;
     (result == CUresult::CUDA_SUCCESS && host && number != 0).then_some(number)

@@ -22,18 +22,41 @@ pub struct Stream {
     _live: Live,
 }
 
+/// Which stream's work is begun first.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Priority {
+    /// As every stream's.
+    Normal,
+    /// Before others'.
+    High,
+}
+
 impl Stream {
     /// Makes a stream.
     ///
     /// # Errors
     /// [`Error::Driver`].
     pub fn new(context: &Arc<Context>) -> Result<Arc<Self>> {
+        Self::with_priority(context, Priority::Normal)
+    }
+
+    /// Makes a stream whose work is begun before that of streams of lower priority, where both wait.
+    ///
+    /// # Errors
+    /// [`Error::Driver`].
+    pub fn with_priority(context: &Arc<Context>, priority: Priority) -> Result<Arc<Self>> {
         let _bound = context.bind()?;
         let _capture = CaptureGuard::relaxed();
         let mut handle = ptr::null_mut();
+        let flags = CUstream_flags::CU_STREAM_NON_BLOCKING as u32;
+        // Lower numbers go first; the driver makes of it what the device has.
+        let number = match priority {
+            Priority::Normal => 0,
+            Priority::High => i32::MIN,
+        };
         // SAFETY: the context is current, and the driver writes one pointer.
-        check("cuStreamCreate", || unsafe {
-            sys::cuStreamCreate(&raw mut handle, CUstream_flags::CU_STREAM_NON_BLOCKING as u32)
+        check("cuStreamCreateWithPriority", || unsafe {
+            sys::cuStreamCreateWithPriority(&raw mut handle, flags, number)
         })?;
         let stream = Arc::new(Self {
             raw: RawStream(Handle::new(handle)),

@@ -10,7 +10,16 @@ array([[0.6+0.j, 0.8+0.j]])
 from __future__ import annotations
 
 from qdp._future import EncodeFuture
-from qdp._qdp import Engine, Plan, StateBatch, __version__, device_info
+from qdp._qdp import (
+    Engine,
+    Pinned,
+    PipelineConfig,
+    Plan,
+    StateBatch,
+    __version__,
+    device_info,
+    pin,
+)
 from qdp._stream import StateStream
 from qdp.exceptions import (
     BasisValueError,
@@ -46,6 +55,7 @@ __all__ = [
     "NormOverflowError",
     "OutOfMemoryError",
     "Pinned",
+    "PipelineConfig",
     "Plan",
     "QdpError",
     "ShapeError",

@@ -37,7 +37,11 @@ class Engine:
     """
 
     def __new__(
-        cls, device: str | None = None, *, precision: Precision | None = None
+        cls,
+        device: str | None = None,
+        *,
+        precision: Precision | None = None,
+        pipeline: PipelineConfig | None = None,
     ) -> Engine: ...
     @property
     def device(self) -> str: ...
@@ -99,7 +103,59 @@ class Engine:
     def check(self) -> None: ...
     def synchronize(self) -> None: ...
     def memory_info(self) -> dict[str, int]: ...
+    def stats(self) -> dict[str, int]: ...
+    def estimate(
+        self,
+        num_qubits: int,
+        encoding: str = "amplitude",
+        batch_size: int = 1,
+        *,
+        dtype: str = "float64",
+        num_features: int | None = None,
+        on_device: bool = False,
+        rotation: Literal["x", "y", "z"] | None = None,
+        reps: int | None = None,
+        entanglement: Entanglement | None = None,
+        convention: Convention = "qdp",
+    ) -> dict[str, int]: ...
     def num_features(self, num_qubits: int, encoding: str) -> int: ...
+
+@final
+class PipelineConfig:
+    """How host input is brought to a device.
+
+    Whatever is not named keeps its default, which was measured on an H200, or which the environment
+    names (``QDP_PIPELINE_SLOTS`` and so on).
+    """
+
+    def __new__(
+        cls,
+        *,
+        slots: int | None = None,
+        min_chunk_bytes: int | None = None,
+        max_chunk_bytes: int | None = None,
+        direct_bytes: int | None = None,
+        staging_threads: int | None = None,
+        max_batch_bytes: int | None = None,
+        max_batch_samples: int | None = None,
+        timing: bool | None = None,
+    ) -> PipelineConfig: ...
+    @property
+    def slots(self) -> int: ...
+    @property
+    def min_chunk_bytes(self) -> int: ...
+    @property
+    def max_chunk_bytes(self) -> int: ...
+    @property
+    def direct_bytes(self) -> int: ...
+    @property
+    def staging_threads(self) -> int: ...
+    @property
+    def max_batch_bytes(self) -> int | None: ...
+    @property
+    def max_batch_samples(self) -> int | None: ...
+    @property
+    def timing(self) -> bool: ...
 
 @final
 class Plan:

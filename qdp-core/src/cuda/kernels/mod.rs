@@ -10,8 +10,7 @@ mod split;
 mod tile;
 
 pub(super) use args::CommonArgs;
-#[expect(unused_imports, reason = "for the ring, which comes next")]
-pub(super) use split::{Chunk, SPLIT_PART};
+pub(super) use split::Chunk;
 
 use super::{Context, Function, LaunchOptions, Module, RawStream, launch_with};
 use crate::encoding::Form;
@@ -84,6 +83,11 @@ impl Kernels {
             Form::Amplitude => gather::Kernels::bytes(args, plan.dtype()),
             _ => 0,
         }
+    }
+
+    /// Where launches go that wait for an event: nothing that they could overlap precedes them.
+    pub(super) fn after(&self, stream: RawStream) -> LaunchStream {
+        LaunchStream { stream, overlap_previous: false }
     }
 
     /// Enqueues the launches that evaluate the plan's form.

@@ -80,7 +80,6 @@ impl Kernels {
     }
 }
 
-#[expect(dead_code, reason = "for the ring, which comes next")]
 impl super::Kernels {
     /// Bytes of device memory that a sample of so many features needs beside its chunks, from its
     /// first chunk until it is scaled.

@@ -1,0 +1,206 @@
+//! Host input on a CUDA device: through the ring, round by round.
+
+use super::kernels::{CommonArgs, Kernels};
+use super::lanes::Call;
+use super::{CudaBackend, Encoded, Event, RawStream, Ticket};
+use crate::element::DType;
+use crate::engine::Device;
+use crate::error::Result;
+use crate::input::Input;
+use crate::interrupt::Interrupt;
+use crate::pipeline::drive::drive;
+use crate::pipeline::estimate::Estimate;
+use crate::pipeline::plan::{Cut, Samples};
+use crate::pipeline::stage::{Staging, link_dtype};
+use crate::pipeline::stats::{Counters, PipelineStats};
+use crate::plan::EncodePlan;
+use crate::trace;
+use std::sync::Arc;
+
+impl CudaBackend {
+    /// What the pipeline has done; with timing, waits for what is in flight.
+    pub(crate) fn stats(&self) -> Result<PipelineStats> {
+        let mut stats = self.counters.snapshot();
+        if let Some(timeline) = &self.lanes.lock().timeline {
+            let busy = timeline.busy()?;
+            stats.copy_ns = busy.copy.as_nanos() as u64;
+            stats.compute_ns = busy.compute.as_nanos() as u64;
+            stats.overlap_ns = busy.overlap.as_nanos() as u64;
+        }
+        Ok(stats)
+    }
+
+    /// What encoding `input` will need and do; its values are not looked at.
+    pub(crate) fn estimate(&self, plan: &EncodePlan, input: &Input<'_>) -> Result<Estimate> {
+        let output = plan.output_bytes(input.batch());
+        let memory = self.memory_info()?;
+        let free = memory.free + memory.reserved.saturating_sub(memory.used);
+        let mut estimate = Estimate {
+            input_bytes: input.num_bytes() as u64,
+            output_bytes: u64::try_from(output).unwrap_or(u64::MAX),
+            copied_bytes: 0,
+            workspace_bytes: 0,
+            slot_bytes: 0,
+            slots: 0,
+            rounds: u64::from(input.batch() > 0),
+            chunks: 0,
+            direct: false,
+            free_bytes: free,
+            fits: output <= u128::from(free),
+        };
+        let workspace = |input: &Input<'_>| {
+            let record = (0, 0, 0);
+            let args = CommonArgs::new(input, (0, 0), record, plan.spec().num_qubits());
+            Kernels::workspace_bytes(plan, &args) as u64
+        };
+        if input.device() != Device::Cpu {
+            estimate.workspace_bytes = workspace(input);
+            return Ok(estimate);
+        }
+        let size = link_dtype(plan).size();
+        let samples = Samples { features: input.features(), size, staged: true };
+        let per_round = samples.per_round(&self.config, self.round_bytes());
+        estimate.rounds = input.batch().div_ceil(per_round) as u64;
+        estimate.slot_bytes = self.config.max_chunk_bytes as u64;
+        let (whole, last) = (input.batch() / per_round, input.batch() % per_round);
+        for (rounds, samples_of_round) in [(whole, per_round), (1, last)] {
+            if rounds * samples_of_round == 0 {
+                continue;
+            }
+            let cut = Cut::new(0..samples_of_round, samples, &self.config);
+            let chunks = cut.chunks.len();
+            estimate.chunks += (rounds * chunks) as u64;
+            estimate.copied_bytes += (rounds * cut.bytes()) as u64;
+            estimate.slots = estimate.slots.max(chunks.min(self.config.slots) as u64);
+            estimate.direct |= cut.direct && estimate.rounds == 1;
+            let beside = if cut.split {
+                Kernels::split_workspace_bytes(plan.features()) as u64
+            } else {
+                let largest = cut.chunks.iter().map(|chunk| chunk.rows.len()).max().unwrap_or(0);
+                // SAFETY: a workspace depends on the shape; no value is looked at.
+                let chunk = unsafe {
+                    let (ptr, shape) = (std::ptr::null(), (largest, input.features()));
+                    let strides = (input.features() as isize, 1);
+                    Input::from_raw(ptr, link_dtype(plan), self.device(), shape, strides)
+                };
+                workspace(&chunk)
+            };
+            estimate.workspace_bytes = estimate.workspace_bytes.max(beside);
+        }
+        Ok(estimate)
+    }
+
+    /// Host input goes through the ring, round by round.
+    pub(super) fn encode_host(
+        self: &Arc<Self>,
+        plan: &EncodePlan,
+        input: &Input<'_>,
+        output: (u64, u64),
+        stream: RawStream,
+        mut interrupt: Interrupt,
+    ) -> Result<Encoded> {
+        let _range = trace::range("qdp encode");
+        let page_locked = input.has_no_gaps()
+            && super::is_page_locked(&self.context, input.as_ptr(), input.num_bytes())
+            && !self.must_stage(plan, input);
+        let dtype = if page_locked { input.dtype() } else { link_dtype(plan) };
+        let samples =
+            Samples { features: input.features(), size: dtype.size(), staged: !page_locked };
+        let per_round = samples.per_round(&self.config, self.round_bytes());
+        let mut staging = Staging::new(plan, input);
+        let mut ticket = self.board.issue(plan, false)?;
+        Counters::add(&self.counters.calls, 1);
+        let mut first = 0;
+        while first < input.batch() {
+            let cut = Cut::new(first..input.batch().min(first + per_round), samples, &self.config);
+            let source = (!page_locked).then_some(&staging);
+            let sums = self
+                .run_round(plan, input, source, &cut, dtype, output, ticket, stream, &mut interrupt)
+                .inspect_err(|_| self.board.abandon(ticket, stream))?;
+            let settled = page_locked
+                || staging
+                    .settle(&cut, &sums)
+                    .inspect_err(|_| self.board.abandon(ticket, stream))?;
+            if settled {
+                first += per_round;
+            } else {
+                // The kernels have seen values that are out of range for their type, and said so.
+                self.board.abandon(ticket, stream);
+                ticket = self.board.issue(plan, false)?;
+            }
+        }
+        self.board.enqueued(ticket, stream).inspect_err(|_| self.board.abandon(ticket, stream))?;
+        if page_locked {
+            self.event(ticket).map_or(Ok(()), Event::synchronize)?;
+            if let Err(error) = self.board.check(ticket) {
+                // The device knows chunks; what is wrong with which sample is seen here.
+                return staging.scan(0..input.batch()).and(Err(error));
+            }
+        }
+        Ok(Encoded::of(ticket))
+    }
+
+    /// Whether page-locked input has to be staged all the same: a long sample is written to the
+    /// result before it is scaled, where its values must not be out of range.
+    fn must_stage(&self, plan: &EncodePlan, input: &Input<'_>) -> bool {
+        let row_bytes = input.features() * input.dtype().size();
+        row_bytes > self.config.max_chunk_bytes && link_dtype(plan) != input.dtype()
+    }
+
+    /// Bytes of a round where the configuration names none.
+    fn round_bytes(&self) -> usize {
+        (self.context.total_memory() / 8).min(1 << 30) as usize
+    }
+
+    #[allow(clippy::too_many_arguments)] // what a round is
+    fn run_round(
+        self: &Arc<Self>,
+        plan: &EncodePlan,
+        input: &Input<'_>,
+        staging: Option<&Staging<'_>>,
+        cut: &Cut,
+        dtype: DType,
+        output: (u64, u64),
+        ticket: Ticket,
+        stream: RawStream,
+        interrupt: &mut Interrupt,
+    ) -> Result<Vec<f64>> {
+        let _range = trace::range("qdp round");
+        let sums = if cut.split {
+            let bytes = Kernels::split_workspace_bytes(plan.features());
+            Some(self.pool.alloc_on(bytes, stream)?)
+        } else {
+            None
+        };
+        let call = Call {
+            backend: self,
+            plan,
+            input,
+            staging,
+            dtype,
+            output,
+            ticket,
+            stream,
+            direct: cut.direct,
+            sums: sums.as_ref(),
+        };
+        let counters = &self.counters;
+        Counters::add(&counters.rounds, 1);
+        Counters::add(&counters.direct_calls, usize::from(cut.direct));
+        Counters::add(&counters.chunks, cut.chunks.len());
+        Counters::add(&counters.copied_bytes, cut.bytes());
+        Counters::add(&counters.staged_bytes, if staging.is_some() { cut.bytes() } else { 0 });
+        let mut lanes = self.lanes.lock();
+        lanes.prepare(self, cut.chunks.len(), staging.is_some())?;
+        let threads = self.config.staging_threads;
+        let result = lanes.with(&call, |ring, lane| {
+            drive(ring, lane, cut, threads, counters, &mut || interrupt.poll())
+        });
+        if staging.is_none() {
+            // The caller's memory is read until here, also where something failed.
+            let copied = lanes.wait_copied();
+            return result.and_then(|sums| copied.map(|()| sums));
+        }
+        result
+    }
+}
