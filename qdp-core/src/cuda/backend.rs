@@ -296,7 +296,7 @@ impl CudaBackend {
     ) -> Result<()> {
         // Without overlap: what these kernels wait for is an event, not a kernel.
         // SAFETY: the caller's promise.
-        unsafe { self.enqueue_with(plan, args, stream, false, self.kernels.after(stream)) }
+        unsafe { self.enqueue_with(plan, args, stream, false, LaunchStream::after_event(stream)) }
     }
 
     /// Enqueues a part of a long sample, and with the last one what scales it.
@@ -313,7 +313,7 @@ impl CudaBackend {
         last: bool,
         stream: RawStream,
     ) -> Result<()> {
-        let (precision, to) = (plan.precision(), self.kernels.after(stream));
+        let (precision, to) = (plan.precision(), LaunchStream::after_event(stream));
         // SAFETY: the caller's promise.
         unsafe {
             self.kernels.enqueue_spread(precision, args, part, sums.ptr(), to)?;

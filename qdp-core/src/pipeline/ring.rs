@@ -106,11 +106,14 @@ impl Ring {
 }
 
 /// A run of chunks through the ring.
+///
+/// Tokens are taken by value, as whoever takes a step has no right to it any more.
 pub(crate) struct Run<'r, L> {
     ring: &'r mut Ring,
     lane: &'r L,
 }
 
+#[allow(clippy::needless_pass_by_value)]
 impl<L: Lane> Run<'_, L> {
     /// Slots that are held or in flight, as far as the host knows.
     pub(crate) fn occupied(&self) -> usize {

@@ -368,7 +368,7 @@ mod tests {
                 for (i, (&x, &y)) in values.iter().zip(&narrow).enumerate() {
                     let factor = if i / features == 1 { staging.factors[&1] } else { 1.0 };
                     assert_eq!(factor.to_bits() << 12, 0, "a power of two");
-                    assert_eq!((x * factor) as f32, y, "value {i}");
+                    assert_eq!(((x * factor) as f32).to_bits(), y.to_bits(), "value {i}");
                 }
                 let squares = |y: &f32| f64::from(*y) * f64::from(*y);
                 let sum: f64 = narrow[features..2 * features].iter().map(squares).sum();

@@ -30,19 +30,22 @@ enum Op {
     Compute { slot: usize, behind: usize, chunk: usize, run: usize },
 }
 
+/// The run, the chunk and the pieces that were staged for it.
+type Staged = (usize, usize, Vec<usize>);
+
 #[derive(Default)]
 struct Device {
     /// Not done yet, each queue in order.
     copies: VecDeque<Op>,
     kernels: VecDeque<Op>,
-    /// By slot: the run, the chunk and the pieces that were staged; and what was copied of them.
-    host: Vec<(usize, usize, Vec<usize>)>,
-    device: Vec<(usize, usize, Vec<usize>)>,
+    /// By slot, in host memory, and as it was copied.
+    staged: Vec<Staged>,
+    arrived: Vec<Staged>,
     /// By slot, how many copies were enqueued, and how many are done.
     copied: Vec<(usize, usize)>,
     computed: Vec<(usize, usize)>,
     /// What the last run encoded, in order, and what it found to encode.
-    encoded: Vec<(usize, (usize, usize, Vec<usize>))>,
+    encoded: Vec<(usize, Staged)>,
     run: usize,
     calls: usize,
     /// Decides how far the device gets at each call.
@@ -68,8 +71,8 @@ impl<'a> Simulated<'a> {
         bad_piece: Option<usize>,
     ) -> Self {
         let state = Device {
-            host: vec![Default::default(); slots],
-            device: vec![Default::default(); slots],
+            staged: vec![Default::default(); slots],
+            arrived: vec![Default::default(); slots],
             copied: vec![(0, 0); slots],
             computed: vec![(0, 0); slots],
             turns,
@@ -109,7 +112,7 @@ impl Device {
         {
             self.kernels.pop_front();
             if run == self.run {
-                self.encoded.push((chunk, self.device[slot].clone()));
+                self.encoded.push((chunk, self.arrived[slot].clone()));
             }
             self.computed[slot].1 += 1;
             return true;
@@ -118,7 +121,7 @@ impl Device {
             && self.computed[slot].1 >= behind
         {
             self.copies.pop_front();
-            self.device[slot] = self.host[slot].clone();
+            self.arrived[slot] = self.staged[slot].clone();
             self.copied[slot].1 += 1;
             return true;
         }
@@ -135,10 +138,10 @@ impl Lane for Simulated<'_> {
             let (enqueued, done) = state.copied[slot];
             assert_eq!(enqueued, done, "staged into a slot whose copy is in flight");
             let run = state.run;
-            if state.host[slot].0 != run || state.host[slot].1 != piece.chunk {
-                state.host[slot] = (run, piece.chunk, Vec::new());
+            if state.staged[slot].0 != run || state.staged[slot].1 != piece.chunk {
+                state.staged[slot] = (run, piece.chunk, Vec::new());
             }
-            state.host[slot].2.push(index);
+            state.staged[slot].2.push(index);
         }
         std::thread::yield_now();
         *self.staging[slot].lock() -= 1;
@@ -155,7 +158,7 @@ impl Lane for Simulated<'_> {
         if chunk.pieces.is_empty() {
             // Copied from where it lies.
             let index = self.cut.chunks.iter().position(|other| other == chunk).unwrap();
-            state.host[slot] = (state.run, index, Vec::new());
+            state.staged[slot] = (state.run, index, Vec::new());
         }
         let behind = state.computed[slot].0;
         state.copies.push_back(Op::Copy { slot, behind });

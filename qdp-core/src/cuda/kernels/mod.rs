@@ -85,11 +85,6 @@ impl Kernels {
         }
     }
 
-    /// Where launches go that wait for an event: nothing that they could overlap precedes them.
-    pub(super) fn after(&self, stream: RawStream) -> LaunchStream {
-        LaunchStream { stream, overlap_previous: false }
-    }
-
     /// Enqueues the launches that evaluate the plan's form.
     ///
     /// # Safety
@@ -149,6 +144,13 @@ impl Loader<'_> {
 pub(super) struct LaunchStream {
     stream: RawStream,
     overlap_previous: bool,
+}
+
+impl LaunchStream {
+    /// For launches that wait for an event: nothing that they could overlap precedes them.
+    pub(super) fn after_event(stream: RawStream) -> Self {
+        Self { stream, overlap_previous: false }
+    }
 }
 
 /// The shape of a launch in one dimension.
