@@ -448,18 +448,21 @@ impl Engine {
                 let memory = self.memory_info()?;
                 let free = memory.free + memory.reserved;
                 let output = plan.output_bytes(batch);
+                let values = batch as u128 * features as u128;
+                let bytes = |count: u128| u64::try_from(count).unwrap_or(u64::MAX);
+                let fits = output <= u128::from(free);
                 Ok(Estimate {
-                    input_bytes: input.num_bytes() as u64,
-                    output_bytes: u64::try_from(output).unwrap_or(u64::MAX),
+                    input_bytes: bytes(values * dtype.size() as u128),
+                    output_bytes: bytes(output),
                     copied_bytes: 0,
                     workspace_bytes: 0,
                     slot_bytes: 0,
                     slots: 0,
-                    rounds: u64::from(batch > 0),
+                    rounds: u64::from(batch > 0 && fits),
                     chunks: 0,
-                    direct: batch > 0,
+                    direct: batch > 0 && fits,
                     free_bytes: free,
-                    fits: output <= u128::from(free),
+                    fits,
                 })
             }
         }

@@ -197,15 +197,42 @@ impl Board {
 
     /// Notes that the encode lies in `stream` up to here.
     pub(super) fn enqueued(&self, ticket: Ticket, stream: RawStream) -> Result<()> {
+        self.record(ticket, stream)?;
+        self.hand_over(ticket, stream);
+        Ok(())
+    }
+
+    /// Waits for an encode whose call raises what it reported: other calls never come to know it.
+    pub(super) fn finish(&self, ticket: Ticket, stream: RawStream) -> Result<Option<Error>> {
+        self.record(ticket, stream)?;
+        let slot = &self.slots[ticket.slot];
+        slot.done.get().map_or(Ok(()), Event::synchronize)?;
+        let found = if self.flags.load_u32(1 + ticket.slot) == 0 {
+            None
+        } else {
+            let _findings = self.findings.lock();
+            let error = self.read(ticket.slot)?;
+            self.clear(ticket.slot)?;
+            Some(error)
+        };
+        // Last: until here, the slot counts as one that is being enqueued.
+        self.hand_over(ticket, stream);
+        Ok(found)
+    }
+
+    fn record(&self, ticket: Ticket, stream: RawStream) -> Result<()> {
         let slot = &self.slots[ticket.slot];
         if slot.done.get().is_none() {
             // Nobody else has this slot now, so nobody else sets it.
             let _ = slot.done.set(Event::new(&self.context)?);
         }
-        slot.done.get().map_or(Ok(()), |done| done.record(stream))?;
+        slot.done.get().map_or(Ok(()), |done| done.record(stream))
+    }
+
+    fn hand_over(&self, ticket: Ticket, stream: RawStream) {
+        let slot = &self.slots[ticket.slot];
         slot.stream.store(stream.handle(), Ordering::Relaxed);
         slot.enqueued.store(ticket.sequence, Ordering::Release);
-        Ok(())
     }
 
     /// Takes back an encode that failed on its way into `stream`. No event stands for what was
@@ -298,10 +325,7 @@ impl Board {
         if self.flags.load_u32(1 + index) == 0 {
             return Ok(()); // another thread was faster
         }
-        let offset = index * size_of::<u64>();
-        let mut key = [0; 8];
-        self.records.copy_to_host(offset, &mut key, self.stream.raw())?;
-        let error = decode(u64::from_ne_bytes(key), slot);
+        let error = self.read(index)?;
         let sequence = slot.sequence.load(Ordering::Acquire);
         self.clear(index)?;
         if findings.insert(sequence, Finding { error, raised: false }).is_none_or(|old| old.raised)
@@ -314,6 +338,13 @@ impl Board {
             }
         }
         Ok(())
+    }
+
+    /// What a slot's record says.
+    fn read(&self, index: usize) -> Result<Error> {
+        let mut key = [0; 8];
+        self.records.copy_to_host(index * size_of::<u64>(), &mut key, self.stream.raw())?;
+        Ok(decode(u64::from_ne_bytes(key), &self.slots[index]))
     }
 
     /// Empties a slot's record and flag, under the lock of the findings.

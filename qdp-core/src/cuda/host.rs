@@ -2,7 +2,7 @@
 
 use super::kernels::{CommonArgs, Kernels};
 use super::lanes::Call;
-use super::{CudaBackend, Encoded, Event, RawStream, Ticket};
+use super::{CudaBackend, Encoded, RawStream, Ticket};
 use crate::element::DType;
 use crate::engine::Device;
 use crate::error::Result;
@@ -35,9 +35,11 @@ impl CudaBackend {
         let output = plan.output_bytes(input.batch());
         let memory = self.memory_info()?;
         let free = memory.free + memory.reserved.saturating_sub(memory.used);
+        let values = input.batch() as u128 * input.features() as u128;
+        let bytes = |count: u128| u64::try_from(count).unwrap_or(u64::MAX);
         let mut estimate = Estimate {
-            input_bytes: input.num_bytes() as u64,
-            output_bytes: u64::try_from(output).unwrap_or(u64::MAX),
+            input_bytes: bytes(values * input.dtype().size() as u128),
+            output_bytes: bytes(output),
             copied_bytes: 0,
             workspace_bytes: 0,
             slot_bytes: 0,
@@ -48,17 +50,26 @@ impl CudaBackend {
             free_bytes: free,
             fits: output <= u128::from(free),
         };
+        let host = input.device() == Device::Cpu;
+        let size = link_dtype(plan).size();
+        if host {
+            estimate.copied_bytes = bytes(values * size as u128);
+        }
+        if !estimate.fits {
+            // It is refused before it is planned, and the plan might not fit, either.
+            return Ok(Estimate { rounds: 0, ..estimate });
+        }
         let workspace = |input: &Input<'_>| {
             let record = (0, 0, 0);
             let args = CommonArgs::new(input, (0, 0), record, plan.spec().num_qubits());
             Kernels::workspace_bytes(plan, &args) as u64
         };
-        if input.device() != Device::Cpu {
+        if !host {
             estimate.workspace_bytes = workspace(input);
             return Ok(estimate);
         }
-        let size = link_dtype(plan).size();
-        let samples = Samples { features: input.features(), size, staged: true };
+        // Chunks are the same without the pieces, which nobody asks for here.
+        let samples = Samples { features: input.features(), size, staged: false };
         let per_round = samples.per_round(&self.config, self.round_bytes());
         estimate.rounds = input.batch().div_ceil(per_round) as u64;
         estimate.slot_bytes = self.config.max_chunk_bytes as u64;
@@ -70,7 +81,6 @@ impl CudaBackend {
             let cut = Cut::new(0..samples_of_round, samples, &self.config);
             let chunks = cut.chunks.len();
             estimate.chunks += (rounds * chunks) as u64;
-            estimate.copied_bytes += (rounds * cut.bytes()) as u64;
             estimate.slots = estimate.slots.max(chunks.min(self.config.slots) as u64);
             estimate.direct |= cut.direct && estimate.rounds == 1;
             let beside = if cut.split {
@@ -122,6 +132,8 @@ impl CudaBackend {
                     .settle(&cut, &sums)
                     .inspect_err(|_| self.board.abandon(ticket, stream))?;
             if settled {
+                let whole = per_round >= input.batch();
+                Counters::add(&self.counters.direct_calls, usize::from(whole && cut.direct));
                 first += per_round;
             } else {
                 // The kernels have seen values that are out of range for their type, and said so.
@@ -129,13 +141,14 @@ impl CudaBackend {
                 ticket = self.board.issue(plan, false)?;
             }
         }
-        self.board.enqueued(ticket, stream).inspect_err(|_| self.board.abandon(ticket, stream))?;
-        if page_locked {
-            self.event(ticket).map_or(Ok(()), Event::synchronize)?;
-            if let Err(error) = self.board.check(ticket) {
-                // The device knows chunks; what is wrong with which sample is seen here.
-                return staging.scan(0..input.batch()).and(Err(error));
-            }
+        let ended = if page_locked {
+            self.board.finish(ticket, stream)
+        } else {
+            self.board.enqueued(ticket, stream).map(|()| None)
+        };
+        if let Some(error) = ended.inspect_err(|_| self.board.abandon(ticket, stream))? {
+            // The device knows chunks; what is wrong with which sample is seen here.
+            return staging.scan(0..input.batch()).and(Err(error));
         }
         Ok(Encoded::of(ticket))
     }
@@ -186,7 +199,6 @@ impl CudaBackend {
         };
         let counters = &self.counters;
         Counters::add(&counters.rounds, 1);
-        Counters::add(&counters.direct_calls, usize::from(cut.direct));
         Counters::add(&counters.chunks, cut.chunks.len());
         Counters::add(&counters.copied_bytes, cut.bytes());
         Counters::add(&counters.staged_bytes, if staging.is_some() { cut.bytes() } else { 0 });
@@ -198,7 +210,10 @@ impl CudaBackend {
         });
         if staging.is_none() {
             // The caller's memory is read until here, also where something failed.
-            let copied = lanes.wait_copied();
+            let copied = match &result {
+                Ok(_) => lanes.wait_copied(),
+                Err(_) => lanes.wait_all_copied(),
+            };
             return result.and_then(|sums| copied.map(|()| sums));
         }
         result

@@ -103,6 +103,12 @@ impl Lanes {
         let last = (self.ring.next_slot() + self.slots.len() - 1) % self.slots.len();
         self.slots[last].as_ref().map_or(Ok(()), |slot| slot.copied.synchronize())
     }
+
+    /// Waits until every copy is done, whichever was the last: a run that ended early may have taken
+    /// slots that it then had no copy for.
+    pub(super) fn wait_all_copied(&self) -> Result<()> {
+        self.slots.iter().flatten().try_for_each(|slot| slot.copied.synchronize())
+    }
 }
 
 impl Drop for Lanes {

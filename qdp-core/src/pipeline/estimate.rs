@@ -1,7 +1,8 @@
 //! What a call will need and do, without running it.
 #![forbid(unsafe_code)]
 
-/// What encoding a batch needs and does.
+/// What encoding a batch needs and does. Of states that do not fit there is no plan: its slots,
+/// rounds, chunks and workspace are zero.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Estimate {
     /// Bytes of the input.
