@@ -1,9 +1,9 @@
 //! QDP's Python module: engines, states, and arrays of every kind in and out.
 //!
-//! Only glue: what an argument means (`options`), where an array's values lie (`input`, `output`,
-//! `layout`, `arrow`, `exchange`), how states leave (`state`, `dlpack`, `future`), what a signal does
-//! (`interrupt`) and which exception a failure is (`errors`). Everything that computes or waits is the core's, and runs without the
-//! GIL.
+//! Only glue: what an argument means (`options`, `pipeline`), where an array's values lie (`input`,
+//! `output`, `layout`, `arrow`, `exchange`), how states leave (`state`, `dlpack`, `future`), what a
+//! signal does (`interrupt`) and which exception a failure is (`errors`). Everything that computes
+//! or waits is the core's, and runs without the GIL.
 
 mod arrow;
 mod dlpack;
