@@ -69,7 +69,7 @@ impl CudaBackend {
             return Ok(estimate);
         }
         // Chunks are the same without the pieces, which nobody asks for here.
-        let samples = Samples { features: input.features(), size, staged: false };
+        let samples = Samples { features: input.features(), size, staged: false, growing: true };
         let per_round = samples.per_round(&self.config, self.round_bytes());
         estimate.rounds = input.batch().div_ceil(per_round) as u64;
         estimate.slot_bytes = self.config.max_chunk_bytes as u64;
@@ -114,8 +114,12 @@ impl CudaBackend {
             && super::is_page_locked(&self.context, input.as_ptr(), input.num_bytes())
             && !self.must_stage(plan, input);
         let dtype = if page_locked { input.dtype() } else { link_dtype(plan) };
-        let samples =
-            Samples { features: input.features(), size: dtype.size(), staged: !page_locked };
+        let samples = Samples {
+            features: input.features(),
+            size: dtype.size(),
+            staged: !page_locked,
+            growing: !page_locked,
+        };
         let per_round = samples.per_round(&self.config, self.round_bytes());
         let mut staging = Staging::new(plan, input);
         let mut ticket = self.board.issue(plan, false)?;

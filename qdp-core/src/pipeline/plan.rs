@@ -43,6 +43,8 @@ pub(crate) struct Samples {
     pub(crate) size: usize,
     /// Whether they pass through page-locked memory, rather than lie in it already.
     pub(crate) staged: bool,
+    /// Whether chunks begin small: where they are staged, so that the link has work soon.
+    pub(crate) growing: bool,
 }
 
 impl Samples {
@@ -81,8 +83,8 @@ impl Cut {
             if direct {
                 return config.max_chunk_bytes;
             }
-            if !samples.staged {
-                return most; // nothing has to be staged before the link begins
+            if !samples.growing {
+                return most;
             }
             config.min_chunk_bytes.checked_shl(index.min(20) as u32).map_or(most, |b| b.min(most))
         };
@@ -173,7 +175,7 @@ mod tests {
             staged: bool,
         ) {
             let batch = batch.min(3_000_000 / features).max(1);
-            let samples = Samples { features, size, staged };
+            let samples = Samples { features, size, staged, growing: staged };
             let cut = Cut::new(first..first + batch, samples, &config);
             let mut at = (first, 0);
             let mut next_piece = 0;
@@ -221,7 +223,7 @@ mod tests {
                 max_batch_samples: most_samples,
                 ..PipelineConfig::built_in(4)
             };
-            let samples = Samples { features, size: 8, staged: true };
+            let samples = Samples { features, size: 8, staged: true, growing: true };
             let count = samples.per_round(&config, usize::MAX);
             prop_assert!(count >= 1 && count <= most_samples.unwrap_or(usize::MAX));
             prop_assert!(count == 1 || count * features * 8 <= most_bytes);

@@ -302,7 +302,7 @@ mod tests {
     /// What arrives of a batch on the device, and whether it has to be staged again.
     fn staged(staging: &mut Staging<'_>) -> Result<(Vec<u8>, bool)> {
         let (input, size) = (staging.input, staging.dtype.size());
-        let samples = Samples { features: input.features(), size, staged: true };
+        let samples = Samples { features: input.features(), size, staged: true, growing: true };
         let config = PipelineConfig {
             min_chunk_bytes: 64 << 10,
             max_chunk_bytes: 256 << 10,

@@ -238,7 +238,7 @@ prop_compose! {
             ..PipelineConfig::built_in(4)
         };
         let batch = batch.min(1_000_000 / features).max(1);
-        Cut::new(0..batch, Samples { features, size: 8, staged }, &config)
+        Cut::new(0..batch, Samples { features, size: 8, staged, growing: staged }, &config)
     }
 }
 
