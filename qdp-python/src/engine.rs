@@ -498,9 +498,16 @@ impl Engine {
         Ok(info)
     }
 
-    /// What the pipeline for host input has done so far: counts, bytes and nanoseconds by name; all
-    /// zero on the CPU, which has none. `copy_ns`, `compute_ns` and `overlap_ns` are measured only
-    /// with `PipelineConfig(timing=True)`.
+    /// What the pipeline for host input has done since the engine was opened, by name; all zero on
+    /// the CPU, which has none.
+    ///
+    /// `calls` with host input, and of these `direct_calls` that took the direct path; `rounds` and
+    /// `chunks`; `staged_bytes` copied to page-locked memory and `copied_bytes` to the device;
+    /// `host_waits` for a slot, and `host_wait_ns` how long; `occupied_slots`, the sum over all
+    /// chunks of the slots in use when a chunk took one, and `max_occupied_slots`; `copy_ns`,
+    /// `compute_ns` and `overlap_ns`, in which copies, kernels and both were under way. These three
+    /// are measured only with `PipelineConfig(timing=True)`, where asking waits for what is in
+    /// flight.
     fn stats<'py>(&self, py: Python<'py>) -> Result<Bound<'py, PyDict>> {
         let stats = py.detach(|| self.engine.stats())?;
         let info = PyDict::new(py);
@@ -510,9 +517,15 @@ impl Engine {
         Ok(info)
     }
 
-    /// What encoding `batch_size` samples will need and do, in bytes and counts by name, without
-    /// running it: of `num_features` values each (by default, as many as the encoding takes), on the
-    /// host in memory that is not page-locked, or with `on_device` on the engine's GPU.
+    /// What encoding `batch_size` samples will need and do, by name, without running it: of
+    /// `num_features` values each (by default, as many as the encoding takes) of type `dtype`, on
+    /// the host in memory that is not page-locked, or with `on_device` on the engine's GPU.
+    ///
+    /// `input_bytes`, `output_bytes` of the states, and `copied_bytes` that travel; `fits`, whether
+    /// the states fit the `free_bytes`: encode raises `OutOfMemoryError` where they do not.
+    /// `workspace_bytes` beside them; `rounds` and `chunks`, `slots` in use at a time and
+    /// `slot_bytes` of each; `direct`, whether it takes the direct path. These are zero where the
+    /// states do not fit. Raises what encode raises about its arguments.
     #[pyo3(signature = (
         num_qubits, encoding="amplitude", batch_size=1, *, dtype="float64", num_features=None,
         on_device=false, rotation=None, reps=None, entanglement=None, convention="qdp",

