@@ -3,8 +3,8 @@
 //!
 //! Copies have a stream of their own, of high priority; what encodes a chunk goes to the stream
 //! that the result is wanted on. Three kinds of order hold them together: a slot's kernel waits for
-//! its copy (`copied`), its next copy for that kernel (`computed`), both on the device, and the host
-//! writes its page-locked memory only when it knows that `copied` was reached.
+//! its copy (`copied`), its next copy for that kernel (`computed`), both on the device, and the
+//! host writes its page-locked memory only when it knows that `copied` was reached.
 
 use super::kernels::{Chunk as Part, CommonArgs};
 use super::timeline::Timeline;
@@ -104,8 +104,8 @@ impl Lanes {
         self.slots[last].as_ref().map_or(Ok(()), |slot| slot.copied.synchronize())
     }
 
-    /// Waits until every copy is done, whichever was the last: a run that ended early may have taken
-    /// slots that it then had no copy for.
+    /// Waits until every copy is done, whichever was the last: a run that ended early may have
+    /// taken slots that it then had no copy for.
     pub(super) fn wait_all_copied(&self) -> Result<()> {
         self.slots.iter().flatten().try_for_each(|slot| slot.copied.synchronize())
     }
