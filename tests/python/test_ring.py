@@ -358,8 +358,8 @@ class TestReproducible:
     def test_across_chunk_sizes(self, precision: Any, device: str, memory: Any) -> None:
         """No bit depends on the cut. (A sample that fits a slot is summed in another order than
         one that is split; and Hadamards are applied in an order that depends on the batch.)"""
-        usual = {"direct_bytes": 1 << 20, "max_chunk_bytes": 1 << 20}
-        whole = [usual, *RINGS.values(), {**RINGS["even"], "slots": 7, "staging_threads": 3}]
+        direct = {"min_chunk_bytes": 4096, "max_chunk_bytes": 1 << 20, "direct_bytes": 1 << 20}
+        whole = [direct, *RINGS.values(), {**RINGS["even"], "slots": 7, "staging_threads": 3}]
         split = [
             {"min_chunk_bytes": least, "max_chunk_bytes": most, "direct_bytes": 0, "slots": slots}
             for least, most, slots in (
