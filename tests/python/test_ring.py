@@ -320,6 +320,7 @@ class TestOrder:
         for state, batch in zip(states, values, strict=True):
             reference.assert_states(state.numpy(), batch, 10, "amplitude")
 
+    @pytest.mark.sanitize
     def test_eight_threads(self, engine: qdp.Engine, memory: Any) -> None:
         def work(seed: int) -> None:
             rng = np.random.default_rng(seed)
