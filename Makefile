@@ -34,7 +34,7 @@ CHECKED := $(foreach check,debug-assertions overflow-checks,--config profile.rel
 RUST_SOURCES := Cargo.toml $(wildcard Cargo.lock) pyproject.toml \
 	$(shell find qdp-kernels qdp-core qdp-python -name '*.rs' -o -name '*.cu' -o -name '*.cuh' -o -name Cargo.toml)
 
-.PHONY: demo test lint bench wheel gpu-bundle
+.PHONY: demo test lint bench soundness wheel gpu-bundle
 .DELETE_ON_ERROR:
 
 demo: $(VENV)/extension $(VENV)/demo
@@ -60,6 +60,10 @@ lint: $(VENV)/extension $(VENV)/dev
 bench: $(VENV)/extension $(VENV)/dev $(VENV)/bench
 	cargo bench -p qdp-core
 	$(BIN)/python benches/peers.py $(BENCH_ARGS)
+
+# Needs rustup, and no GPU; SOUNDNESS=tsan for one of miri, tsan and asan.
+soundness:
+	scripts/soundness.sh $(SOUNDNESS)
 
 wheel: $(VENV)/tools
 	NVCC_APPEND_FLAGS= QDP_CUDA_ARCHS=$(WHEEL_ARCHS) $(BIN)/maturin build --release --out dist
