@@ -5,6 +5,7 @@
 //! `pipeline/sync.rs`. Staged memory is loom's too, which finds whoever touches it without having
 //! seen what others did to it. A thread that sleeps for ever is a deadlock, which loom reports.
 
+#[allow(clippy::reversed_empty_ranges)] // nobody spins here: SPINS is zero
 #[path = "../../qdp-core/src/pipeline/queue.rs"]
 mod queue;
 
