@@ -187,7 +187,7 @@ fn the_leader_stages_along() {
 #[test]
 fn closing_lets_everybody_go() {
     for open in [false, true] {
-        model(3, move || {
+        model(2, move || {
             let ring = Ring::new(&[1, 1], 2);
             let helpers = [helper(&ring), helper(&ring)];
             if open {
