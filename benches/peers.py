@@ -11,6 +11,7 @@ import argparse
 import fnmatch
 import gc
 import json
+import signal
 import sys
 import time
 from dataclasses import asdict
@@ -47,6 +48,7 @@ def main() -> int:
     threads = qdp.device_info()["cpu_threads"]
     torch.set_num_threads(threads)
     torch.manual_seed(2026)
+    qdp.Engine(device)  # where it cannot be opened, nothing is worth measuring
     gc.collect()
     gc.freeze()  # what is imported by now stays: collections between the rows are short
     record = describe(device, threads)
@@ -61,14 +63,20 @@ def main() -> int:
 
     seconds = QUICK_SECONDS if args.quick else SECONDS
     record["rows"], record["seconds"] = [], {}
-    for table in tables:
-        started = time.perf_counter()
-        for row in chosen[table]:
-            names = contenders(row, args.contenders)
-            print(row.name, end="", flush=True)
-            record["rows"].append(run_row(row, names, device, limits, seconds[table]))
-            print(flush=True)
-        record["seconds"][table] = round(time.perf_counter() - started, 1)
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        for table in tables:
+            started = time.perf_counter()
+            for row in chosen[table]:
+                names = contenders(row, args.contenders)
+                print(row.name, end="", flush=True)
+                record["rows"].append(run_row(row, names, device, limits, seconds[table]))
+                print(flush=True)
+            record["seconds"][table] = round(time.perf_counter() - started, 1)
+    except KeyboardInterrupt:
+        # What was measured is kept, and where it ends is said.
+        record["ended_before"] = row.name
+        print(f"\nended before {row.name}", file=sys.stderr)
     record["seconds"]["all"] = round(time.perf_counter() - began, 1)
 
     print("\n" + markdown(record))
@@ -79,7 +87,7 @@ def main() -> int:
     failed = [row["name"] for row in record["rows"] if row["own"] not in row["times"]]
     if failed:
         print(f"QDP has no result on {', '.join(failed)}", file=sys.stderr)
-    return 1 if failed else 0
+    return 1 if failed or "ended_before" in record else 0
 
 
 def parse_arguments() -> argparse.Namespace:

@@ -8,9 +8,12 @@ to ``cargo test``.
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import subprocess
 import sys
+import tempfile
+import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -49,6 +52,24 @@ def copy_tree(name: str) -> None:
     shutil.copytree(ROOT / name, BUNDLE / name, ignore=ignore)
 
 
+def refuse_without_kernels() -> None:
+    """Fail where the wheel is a CPU-only one: on a GPU machine nothing in the bundle would run."""
+    (wheel,) = (BUNDLE / "wheels").glob("*.whl")
+    with tempfile.TemporaryDirectory() as site, zipfile.ZipFile(wheel) as archive:
+        archive.extractall(site)
+        code = "import qdp; print(qdp.device_info()['kernels'])"
+        kernels = subprocess.run(
+            [sys.executable, "-c", code],
+            env=os.environ | {"PYTHONPATH": site},
+            check=True,
+            stdout=subprocess.PIPE,
+            text=True,
+        ).stdout.strip()
+    if kernels == "None":
+        sys.exit("the wheel has no kernels: build the bundle without QDP_SKIP_KERNELS")
+    print(f"kernels for {kernels}")
+
+
 def main() -> None:
     """Build and pack everything, and fail if it is too large."""
     shutil.rmtree(BUNDLE, ignore_errors=True)
@@ -57,6 +78,7 @@ def main() -> None:
     subprocess.run(
         [maturin, "build", "--release", "--out", BUNDLE / "wheels"], cwd=ROOT, check=True
     )
+    refuse_without_kernels()
     test = ["test", "--release", *sys.argv[1:]]
     faults = ["--features=fault-injection", "--test=gpu_faults"]
     copy_binaries(

@@ -37,6 +37,12 @@ try() {
     "$@" || { echo "== failed with $?: $*" >&2; status=1; }
 }
 
+# Asked first: without a GPU that the wheel has kernels for, the rest would take its time to say so.
+require_gpu() {
+    case " $* " in *" cpu "*) return ;; esac
+    "$python" -c 'import qdp; qdp.Engine("cuda:0")'
+}
+
 run_pytest=("$python" -m pytest -p no:cacheprovider tests/python)
 
 sanitize() {
@@ -60,16 +66,18 @@ sanitize() {
 case $command in
     tests)
         export QDP_REQUIRE_GPU=1
+        require_gpu
         for binary in rust-tests/*; do try "$binary"; done
         try "${run_pytest[@]}" "$@"
         ;;
     sanitize)
         export QDP_REQUIRE_GPU=1
+        require_gpu
         [ $# -gt 0 ] || set -- memcheck racecheck initcheck synccheck
         sanitize "$@"
         ;;
-    bench) try "$python" benches/peers.py "$@" ;;
-    sweep) try "$python" benches/sweep.py "$@" ;;
+    bench) require_gpu "$@"; try "$python" benches/peers.py "$@" ;;
+    sweep) require_gpu "$@"; try "$python" benches/sweep.py "$@" ;;
     criterion) for binary in rust-benches/*; do try "$binary" --bench "$@"; done ;;
     exec) cd "$start"; "$@" || status=$? ;;
     *) usage ;;
