@@ -42,6 +42,17 @@ struct Captured {
 
 static CAPTURED: Mutex<Vec<Captured>> = Mutex::new(Vec::new());
 
+/// What is done behind the kernels of device input.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum End {
+    /// Nothing: they are part of a graph.
+    Captured,
+    /// They are noted, and what they find is raised later.
+    Noted,
+    /// The call waits for them and raises what they find.
+    Checked,
+}
+
 /// What an encode into the caller's memory leaves to be asked about.
 #[derive(Debug, Clone, Copy, Default)]
 #[must_use = "adopt the output with it, or drop it where nobody asks about this encode alone"]
@@ -255,12 +266,14 @@ impl CudaBackend {
                 }
                 let ticket = self.board.issue(plan, captured)?;
                 let args = self.args(plan, input, target, ticket);
-                self.launch(plan, args, ticket, captured, stream)?;
-                if options.validate_now {
-                    let done = self.event(ticket).map_or(Ok(()), Event::synchronize);
-                    done.inspect_err(|_| self.settle(stream))?;
-                    self.board.check(ticket)?;
-                }
+                let end = if options.validate_now { End::Checked } else { End::Noted };
+                self.launch(
+                    plan,
+                    args,
+                    ticket,
+                    if captured { End::Captured } else { end },
+                    stream,
+                )?;
                 Ok(Encoded { ticket: Some(ticket), captured })
             }
             device @ Device::Cuda(_) => Err(Error::DeviceMismatch {
@@ -329,18 +342,22 @@ impl CudaBackend {
         plan: &EncodePlan,
         args: CommonArgs,
         ticket: Ticket,
-        captured: bool,
+        end: End,
         stream: RawStream,
     ) -> Result<()> {
+        let captured = end == End::Captured;
         let to = self.kernels.on(stream, captured);
         // SAFETY: the caller describes valid input and output.
         let launched = unsafe { self.enqueue_with(plan, args, stream, captured, to) };
-        if captured {
-            return launched;
-        }
-        launched
-            .and_then(|()| self.board.enqueued(ticket, stream))
-            .inspect_err(|_| self.board.abandon(ticket, stream))
+        let ended = match end {
+            End::Captured => return launched,
+            End::Noted => {
+                launched.and_then(|()| self.board.enqueued(ticket, stream).map(|()| None))
+            }
+            End::Checked => launched.and_then(|()| self.board.finish(ticket, stream)),
+        };
+        let found = ended.inspect_err(|_| self.board.abandon(ticket, stream))?;
+        found.map_or(Ok(()), Err)
     }
 
     /// # Safety

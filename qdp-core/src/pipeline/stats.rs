@@ -51,7 +51,8 @@ counters! {
     host_waits,
     /// How long, in nanoseconds.
     host_wait_ns,
-    /// Slots in use when a chunk took one, summed over all chunks: divided by `chunks`, the mean.
+    /// Slots not known to be free when a chunk took one, with its own, summed over all chunks:
+    /// divided by `chunks`, the mean. The host looks at a slot only when it needs it.
     occupied_slots,
     /// The most of them.
     max_occupied_slots,
