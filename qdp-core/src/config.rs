@@ -31,12 +31,14 @@ impl Config {
             positive(&read, "QDP_NUM_THREADS").map_or_else(available, |n| n.min(1024));
         let built_in = PipelineConfig::built_in(num_threads);
         let bytes = |name, usual| positive(&read, name).unwrap_or(usual);
+        let largest = bytes("QDP_PIPELINE_MAX_CHUNK_BYTES", built_in.max_chunk_bytes);
+        let usual = built_in.clone().within(largest);
         let pipeline = PipelineConfig {
             slots: bytes("QDP_PIPELINE_SLOTS", built_in.slots),
-            min_chunk_bytes: bytes("QDP_PIPELINE_MIN_CHUNK_BYTES", built_in.min_chunk_bytes),
-            max_chunk_bytes: bytes("QDP_PIPELINE_MAX_CHUNK_BYTES", built_in.max_chunk_bytes),
+            min_chunk_bytes: bytes("QDP_PIPELINE_MIN_CHUNK_BYTES", usual.min_chunk_bytes),
+            max_chunk_bytes: largest,
             direct_bytes: parsed(&read, "QDP_PIPELINE_DIRECT_BYTES", |_| true)
-                .unwrap_or(built_in.direct_bytes),
+                .unwrap_or(usual.direct_bytes),
             staging_threads: bytes("QDP_PIPELINE_STAGING_THREADS", built_in.staging_threads),
             max_batch_bytes: positive(&read, "QDP_PIPELINE_MAX_BATCH_BYTES"),
             max_batch_samples: positive(&read, "QDP_PIPELINE_MAX_BATCH_SAMPLES"),

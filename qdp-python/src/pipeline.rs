@@ -46,10 +46,12 @@ impl PipelineConfig {
         timing: Option<bool>,
     ) -> Result<Self> {
         let usual = qdp_core::PipelineConfig::default();
+        let largest = max_chunk_bytes.unwrap_or(usual.max_chunk_bytes);
+        let usual = usual.within(largest);
         let config = qdp_core::PipelineConfig {
             slots: slots.unwrap_or(usual.slots),
             min_chunk_bytes: min_chunk_bytes.unwrap_or(usual.min_chunk_bytes),
-            max_chunk_bytes: max_chunk_bytes.unwrap_or(usual.max_chunk_bytes),
+            max_chunk_bytes: largest,
             direct_bytes: direct_bytes.unwrap_or(usual.direct_bytes),
             staging_threads: staging_threads.unwrap_or(usual.staging_threads),
             max_batch_bytes: max_batch_bytes.or(usual.max_batch_bytes),

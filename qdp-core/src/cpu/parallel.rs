@@ -10,7 +10,6 @@
 //! makes such processes). It works alone, as waiting for threads that are not there never ends.
 
 use crate::config::Config;
-use crate::pipeline::config::staging_threads;
 use parking_lot::{Condvar, Mutex};
 use std::any::Any;
 use std::collections::VecDeque;
@@ -39,7 +38,7 @@ pub(crate) static ENCODE: Pool = Pool {
 /// For copying host input on its way to a device.
 pub(crate) static STAGE: Pool = Pool {
     threads: OnceLock::new(),
-    count: || staging_threads(Config::get().num_threads),
+    count: || Config::get().pipeline.staging_threads,
     patience: Duration::from_millis(1),
 };
 

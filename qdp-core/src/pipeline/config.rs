@@ -28,8 +28,8 @@ pub struct PipelineConfig {
     /// Input of up to so many bytes takes the direct path: one chunk, copied and encoded on one
     /// stream.
     pub direct_bytes: usize,
-    /// Threads that stage, with the calling thread as one of them; at most those of the process's
-    /// staging pool.
+    /// Threads that stage, with the calling thread as one of them; at most as many as the default,
+    /// which the environment may set, says: the process's engines share them.
     pub staging_threads: usize,
     /// Most bytes of input in one round; `None` is an eighth of the device's memory, and at most
     /// 1 GiB. Between rounds other calls have their turn.
@@ -58,6 +58,17 @@ impl PipelineConfig {
             max_batch_bytes: None,
             max_batch_samples: None,
             timing: false,
+        }
+    }
+
+    /// The same for chunks of at most so many bytes: what is larger is lowered to that.
+    #[must_use]
+    pub fn within(self, max_chunk_bytes: usize) -> Self {
+        Self {
+            min_chunk_bytes: self.min_chunk_bytes.min(max_chunk_bytes),
+            direct_bytes: self.direct_bytes.min(max_chunk_bytes),
+            max_chunk_bytes,
+            ..self
         }
     }
 
@@ -112,8 +123,8 @@ impl PipelineConfig {
 
 /// Copies saturate the memory before they run out of cores; with as many threads as cores they slow
 /// each other, and everybody else, down.
-pub(crate) fn staging_threads(num_threads: usize) -> usize {
-    (num_threads * 7 / 8).clamp(1, 14)
+fn staging_threads(num_threads: usize) -> usize {
+    (num_threads * 3 / 4).clamp(1, 12)
 }
 
 #[cfg(test)]
@@ -148,7 +159,16 @@ mod tests {
     }
 
     #[test]
+    fn smaller_chunks_take_the_others_along() {
+        let config = PipelineConfig::built_in(16).within(256 << 10);
+        assert_eq!(config.validate(), Ok(()));
+        assert_eq!((config.min_chunk_bytes, config.direct_bytes), (256 << 10, 256 << 10));
+        let config = PipelineConfig::built_in(16);
+        assert_eq!(config.clone().within(8 << 20).min_chunk_bytes, config.min_chunk_bytes);
+    }
+
+    #[test]
     fn a_core_is_left_to_others() {
-        assert_eq!([1, 2, 4, 16, 64].map(staging_threads), [1, 1, 3, 14, 14]);
+        assert_eq!([1, 2, 4, 16, 64].map(staging_threads), [1, 1, 3, 12, 12]);
     }
 }
