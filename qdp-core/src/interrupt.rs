@@ -26,13 +26,19 @@ impl Interrupt {
         self.ask.is_some()
     }
 
-    /// Asks, unless it is too soon; on the caller's thread.
+    /// Whether it is time to ask.
+    pub(crate) fn is_due(&self) -> bool {
+        self.ask.is_some() && self.asked.elapsed() >= PERIOD
+    }
+
+    /// Asks, unless it is too soon; on the caller's thread, which may run any code of the caller's:
+    /// nobody who holds a lock asks.
     ///
     /// # Errors
     ///
     /// What the caller answers: [`Error::Interrupted`](crate::Error::Interrupted).
     pub(crate) fn poll(&mut self) -> Result<()> {
-        let Some(ask) = self.ask.filter(|_| self.asked.elapsed() >= PERIOD) else {
+        let Some(ask) = self.ask.filter(|_| self.is_due()) else {
             return Ok(());
         };
         let answer = ask();

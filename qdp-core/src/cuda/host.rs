@@ -126,6 +126,7 @@ impl CudaBackend {
         Counters::add(&self.counters.calls, 1);
         let mut first = 0;
         while first < input.batch() {
+            interrupt.poll().inspect_err(|_| self.board.abandon(ticket, stream))?;
             let cut = Cut::new(first..input.batch().min(first + per_round), samples, &self.config);
             let source = (!page_locked).then_some(&staging);
             let sums = self
@@ -206,20 +207,39 @@ impl CudaBackend {
         Counters::add(&counters.chunks, cut.chunks.len());
         Counters::add(&counters.copied_bytes, cut.bytes());
         Counters::add(&counters.staged_bytes, if staging.is_some() { cut.bytes() } else { 0 });
-        let mut lanes = self.lanes.lock();
-        lanes.prepare(self, cut.chunks.len(), staging.is_some())?;
-        let threads = self.config.staging_threads;
-        let result = lanes.with(&call, |ring, lane| {
-            drive(ring, lane, cut, threads, counters, &mut || interrupt.poll())
-        });
-        if staging.is_none() {
-            // The caller's memory is read until here, also where something failed.
-            let copied = match &result {
-                Ok(_) => lanes.wait_copied(),
-                Err(_) => lanes.wait_all_copied(),
-            };
-            return result.and_then(|sums| copied.map(|()| sums));
+        self.run_chunks(&call, cut, interrupt).inspect_err(|_| {
+            if staging.is_none() {
+                // The caller's memory is read until here, also where something failed.
+                let _ = self.lanes.lock().wait_all_copied();
+            }
+        })
+    }
+
+    /// Sends the chunks of a round. The ring is held only between two questions whether to go on,
+    /// as whoever is asked may run any code, also such as needs the engine.
+    fn run_chunks(
+        &self,
+        call: &Call<'_>,
+        cut: &Cut,
+        interrupt: &mut Interrupt,
+    ) -> Result<Vec<f64>> {
+        let (staged, threads) = (call.staging.is_some(), self.config.staging_threads);
+        let (mut next, mut sums) = (0, Vec::with_capacity(cut.pieces.len()));
+        loop {
+            {
+                let mut lanes = self.lanes.lock();
+                lanes.prepare(self, cut.chunks.len() - next, staged)?;
+                let (end, of_pieces) = lanes.with(call, |ring, lane| {
+                    let mut pause = || interrupt.is_due();
+                    drive(ring, lane, cut, next, threads, &self.counters, &mut pause)
+                })?;
+                next = end;
+                sums.extend(of_pieces);
+                if next == cut.chunks.len() {
+                    return if staged { Ok(()) } else { lanes.wait_copied() }.map(|()| sums);
+                }
+            }
+            interrupt.poll()?;
         }
-        result
     }
 }

@@ -1,7 +1,7 @@
 //! Leads the chunks of a round through the ring.
 #![forbid(unsafe_code)]
 
-use super::plan::Cut;
+use super::plan::{Chunk, Cut};
 use super::queue::{CloseOnPanic, Queue};
 use super::ring::{Lane, Ring, Run};
 use super::stats::Counters;
@@ -21,29 +21,36 @@ struct Findings {
     error: Mutex<Option<(usize, Error)>>,
 }
 
-/// Stages, copies and encodes the chunks of `cut`, in order; returns the pieces' sums of squares.
+/// Stages, copies and encodes the chunks of `cut` from the chunk `from` on, in order, until `pause`,
+/// which is asked between chunks, says to leave the ring to others. Returns the next chunk and the
+/// sums of squares of the pieces up to there.
 ///
 /// When this returns, the input has been read as far as it is staged; copies and kernels may be in
-/// flight. On an error some chunks may be, too. `pause` is called between chunks and may end the
-/// run with an error.
+/// flight. On an error some chunks may be, too.
 pub(crate) fn drive<L: Lane>(
     ring: &mut Ring,
     lane: &L,
     cut: &Cut,
+    from: usize,
     threads: usize,
     counters: &Counters,
-    pause: &mut dyn FnMut() -> Result<()>,
-) -> Result<Vec<f64>> {
-    let queue = Queue::new(cut.chunks.iter().map(|chunk| chunk.pieces.len()));
+    pause: &mut dyn FnMut() -> bool,
+) -> Result<(usize, Vec<f64>)> {
+    // The queue counts chunks and pieces from here.
+    let chunks = &cut.chunks[from..];
+    let first_piece = chunks.first().map_or(0, |chunk| chunk.pieces.start);
+    let pieces = &cut.pieces[first_piece..];
+    let queue = Queue::new(chunks.iter().map(|chunk| chunk.pieces.len()));
     let findings = Findings {
-        sums: cut.pieces.iter().map(|_| AtomicU64::new(0)).collect(),
+        sums: pieces.iter().map(|_| AtomicU64::new(0)).collect(),
         error: Mutex::new(None),
     };
     let (first, slots) = (ring.next_slot(), ring.len());
     let mut run = ring.run(lane)?;
     let stage = |index: usize| {
-        let piece = &cut.pieces[index];
-        match lane.stage((first + piece.chunk) % slots, piece) {
+        let piece = &pieces[index];
+        let chunk = piece.chunk - from;
+        match lane.stage((first + chunk) % slots, piece) {
             Ok(sum) => findings.sums[index].store(sum.to_bits(), Ordering::Relaxed),
             Err(error) => {
                 // Pieces before this one have all been handed out and will be staged, so the
@@ -55,7 +62,7 @@ pub(crate) fn drive<L: Lane>(
                 queue.close();
             }
         }
-        queue.done(piece.chunk);
+        queue.done(chunk);
     };
     let help = || {
         let _guard = CloseOnPanic(&queue);
@@ -65,11 +72,12 @@ pub(crate) fn drive<L: Lane>(
     };
     let lead = || {
         let _guard = CloseOnPanic(&queue);
-        let led = lead(&mut run, cut, &queue, &stage, counters, pause);
+        let led = lead(&mut run, chunks, &queue, &stage, counters, pause);
         queue.close();
         led
     };
-    let helpers = (cut.bytes() / BYTES_PER_THREAD).min(cut.pieces.len() / 2);
+    let bytes: usize = chunks.iter().map(|chunk| chunk.bytes).sum();
+    let helpers = (bytes / BYTES_PER_THREAD).min(pieces.len() / 2);
     let helpers = helpers.min(threads.saturating_sub(1));
     let led = STAGE.lead(helpers, help, lead);
     drop(run);
@@ -82,26 +90,29 @@ pub(crate) fn drive<L: Lane>(
     if let Some((_, error)) = findings.error.into_inner() {
         return Err(error);
     }
-    led?;
-    Ok(findings.sums.into_iter().map(|sum| f64::from_bits(sum.into_inner())).collect())
+    let sent = led?;
+    let staged = chunks[..sent].iter().map(|chunk| chunk.pieces.len()).sum();
+    let sums = findings.sums.into_iter().take(staged);
+    Ok((from + sent, sums.map(|sum| f64::from_bits(sum.into_inner())).collect()))
 }
 
 /// Enqueues each chunk when it is staged, gives slots to chunks as they come free, and stages along
-/// where there is nothing else to do.
+/// where there is nothing else to do. Returns how many chunks were sent: all but those that had no
+/// slot yet at a pause.
 fn lead<L: Lane>(
     run: &mut Run<'_, L>,
-    cut: &Cut,
+    mut chunks: &[Chunk],
     queue: &Queue,
     stage: &dyn Fn(usize),
     counters: &Counters,
-    pause: &mut dyn FnMut() -> Result<()>,
-) -> Result<()> {
-    let chunks = &cut.chunks;
+    pause: &mut dyn FnMut() -> bool,
+) -> Result<usize> {
+    let first_piece = chunks.first().map_or(0, |chunk| chunk.pieces.start);
     let mut sent = 0;
     let mut tokens = VecDeque::new();
     while sent < chunks.len() {
         if queue.is_closed() {
-            return Ok(()); // a piece is bad: what is left need not be copied
+            return Ok(sent); // a piece is bad: what is left need not be copied
         }
         let open = sent + tokens.len();
         if sent < open && queue.is_staged(sent) {
@@ -124,16 +135,18 @@ fn lead<L: Lane>(
             if let Some(token) = token {
                 tokens.push_back(token);
                 counters.occupied(run.occupied());
-                queue.open(chunks[open].pieces.end);
-                pause()?;
+                queue.open(chunks[open].pieces.end - first_piece);
+                if pause() {
+                    chunks = &chunks[..=open];
+                }
                 continue;
             }
         }
         if let Some(piece) = queue.try_take() {
             stage(piece);
         } else if !queue.wait_staged(sent) {
-            return Ok(());
+            return Ok(sent);
         }
     }
-    Ok(())
+    Ok(sent)
 }

@@ -206,7 +206,9 @@ fn run(ring: &mut Ring, lane: &Simulated<'_>, threads: usize) -> Result<Vec<f64>
         state.run += 1;
         state.encoded.clear();
     }
-    drive(ring, lane, lane.cut, threads, &Counters::default(), &mut || Ok(()))
+    let (end, sums) = drive(ring, lane, lane.cut, 0, threads, &Counters::default(), &mut || false)?;
+    assert_eq!(end, lane.cut.chunks.len());
+    Ok(sums)
 }
 
 /// Every chunk was encoded once, in order, from all of its pieces.
@@ -304,17 +306,28 @@ proptest! {
     }
 
     #[test]
-    fn a_pause_may_end_a_run(cut in cuts(), after in 0usize..20) {
-        let lane = Simulated::new(3, &cut, vec![1, 2], Fault::None, None);
-        let mut ring = Ring::new(3);
-        let mut left = after;
-        let mut pause = || {
-            left = left.checked_sub(1).ok_or_else(fault)?;
-            Ok(())
-        };
-        let result = drive(&mut ring, &lane, &cut, 2, &Counters::default(), &mut pause);
-        prop_assert_eq!(result.is_err(), after < cut.chunks.len());
-        prop_assert!(run(&mut ring, &lane, 2).is_ok());
+    fn a_run_goes_on_after_a_pause(
+        cut in cuts(),
+        slots in 2usize..6,
+        threads in 1usize..4,
+        turns in prop::collection::vec(0u8..4, 1..20),
+        pauses in prop::collection::vec(any::<bool>(), 1..10),
+    ) {
+        let lane = Simulated::new(slots, &cut, turns, Fault::None, None);
+        let mut ring = Ring::new(slots);
+        lane.state.lock().run += 1;
+        let mut pauses = pauses.iter().cycle();
+        let (mut next, mut sums) = (0, Vec::new());
+        while next < cut.chunks.len() {
+            let mut pause = || *pauses.next().unwrap();
+            let counters = Counters::default();
+            let (end, of_pieces) =
+                drive(&mut ring, &lane, &cut, next, threads, &counters, &mut pause).unwrap();
+            prop_assert!(end > next, "a pause comes behind a chunk");
+            next = end;
+            sums.extend(of_pieces);
+        }
+        prop_assert_eq!(sums, (0..cut.pieces.len()).map(|i| i as f64).collect::<Vec<_>>());
         assert_encoded(&lane);
     }
 }
