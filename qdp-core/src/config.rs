@@ -39,7 +39,8 @@ impl Config {
             max_chunk_bytes: largest,
             direct_bytes: parsed(&read, "QDP_PIPELINE_DIRECT_BYTES", |_| true)
                 .unwrap_or(usual.direct_bytes),
-            staging_threads: bytes("QDP_PIPELINE_STAGING_THREADS", built_in.staging_threads),
+            staging_threads: bytes("QDP_PIPELINE_STAGING_THREADS", built_in.staging_threads)
+                .min(1024),
             max_batch_bytes: positive(&read, "QDP_PIPELINE_MAX_BATCH_BYTES"),
             max_batch_samples: positive(&read, "QDP_PIPELINE_MAX_BATCH_SAMPLES"),
             timing: parsed(&read, "QDP_PIPELINE_TIMING", |&on: &u8| on <= 1) == Some(1),

@@ -332,6 +332,8 @@ impl Engine {
     ) -> EncodeFuture {
         if input.input().device() == Device::Cpu {
             let engine = self.clone();
+            let stream = options.stream.map(RawStream::for_any_thread);
+            let options = EncodeOptions { stream, ..options };
             return self.dispatch(move || engine.encode_with(&input.input(), &spec, &options));
         }
         let result = self.encode_with(&input.input(), &spec, &options);

@@ -16,6 +16,7 @@ use pyo3::exceptions::PyRuntimeError;
 use pyo3::intern;
 use pyo3::prelude::*;
 use pyo3::sync::PyOnceLock;
+use qdp_core::cuda::RawStream;
 use qdp_core::pipeline::dispatch::{Dispatched, catch};
 use qdp_core::{Device, EncodeOptions, EncodeSpec, Error, OwnedInput};
 use std::sync::OnceLock;
@@ -54,7 +55,11 @@ pub(crate) fn encode_async<'py>(
     let job = Job {
         engine: call.engine.clone(),
         spec: call.spec.clone(),
-        options: EncodeOptions { interrupt: None, ..options },
+        options: EncodeOptions {
+            stream: options.stream.map(RawStream::for_any_thread),
+            interrupt: None,
+            ..options
+        },
         input: data.into_owned(),
         target,
         stream: stream.map(|stream| stream.clone().unbind()),

@@ -425,3 +425,30 @@ class TestInterrupt:
     def test_ends_the_call(self, data: str, call: str, exception: str) -> None:
         code = self.CODE.format(data=data, call=call, exception=exception, device=DEVICE)
         assert run_python(code).split() == [exception, "None"]
+
+    @pytest.mark.parametrize("pin", ["None", "qdp.pin(x)"], ids=["staged", "pinned"])
+    def test_the_handler_may_use_the_engine(self, pin: str) -> None:
+        """On its own thread and on another, while the call that it interrupts is not done."""
+        code = (
+            "import signal, numpy as np, qdp\n"
+            "config = qdp.PipelineConfig(slots=2, min_chunk_bytes=4096, max_chunk_bytes=65536,\n"
+            "                            direct_bytes=0, staging_threads=1)\n"
+            f"engine = qdp.Engine({DEVICE!r}, pipeline=config)\n"
+            "small = np.random.default_rng(8).uniform(-1, 1, size=(2000, 8))\n"
+            "want = engine.encode(small, 8, 'angle').numpy()\n"
+            "heard = []\n"
+            "def ring(*_):\n"
+            "    got = engine.encode(small, 8, 'angle').numpy()\n"
+            "    other = engine.encode_async(small, 8, 'angle').result(timeout=60).numpy()\n"
+            "    assert (got == want).all() and (other == want).all()\n"
+            "    heard.append(engine.stats()['calls'])\n"
+            "signal.signal(signal.SIGALRM, ring)\n"
+            "x = np.random.default_rng(7).uniform(-1, 1, size=(2**13, 14))\n"
+            f"pinned = {pin}\n"
+            "signal.setitimer(signal.ITIMER_REAL, 0.05)\n"
+            "states = engine.encode(x, 14, 'zz', reps=500)\n"
+            "assert heard == [4]\n"
+            "last = engine.encode(x[-300:], 14, 'zz', reps=500).numpy()\n"
+            "assert np.allclose(states.numpy()[-300:], last, rtol=0, atol=1e-10)\n"
+        )
+        run_python(code)

@@ -297,7 +297,39 @@ class TestEnd:
             gone = weakref.ref(stream)
             del stream
             assert gone() is None
+            engine.encode_async(samples(2), N).result()  # behind what was being encoded
             assert source.closed
+        finally:
+            gc.enable()
+
+    def test_the_engines_thread_may_collect_it(self, engine: qdp.Engine) -> None:
+        """A stream in a cycle, found by a collection at the end of its own encode."""
+
+        class Collecting(np.ndarray[Any, Any]):
+            def __del__(self) -> None:
+                if self.base is None:
+                    gc.collect()
+
+        def batches() -> Iterator[Any]:
+            yield samples(2)
+            batch = Collecting((2, 2**N))
+            batch[:] = samples(2)
+            yield batch
+            del batch
+            yield samples(2)
+
+        gc.collect()
+        gc.disable()
+        try:
+            with busy(engine):
+                stream = engine.stream(batches(), N, prefetch=2)
+                first = stream._next()[1]
+                stream.cycle = stream  # type: ignore[attr-defined]
+                gone = weakref.ref(stream)
+                del stream
+            first.result(timeout=60)
+            engine.encode_async(samples(2), N).result(timeout=60)
+            assert gone() is None
         finally:
             gc.enable()
 

@@ -131,7 +131,8 @@ impl CudaBackend {
             let source = (!page_locked).then_some(&staging);
             let sums = self
                 .run_round(plan, input, source, &cut, dtype, output, ticket, stream, &mut interrupt)
-                .inspect_err(|_| self.board.abandon(ticket, stream))?;
+                .inspect_err(|_| self.board.abandon(ticket, stream))
+                .map_err(|error| staging.first_error(&cut, error))?;
             let settled = page_locked
                 || staging
                     .settle(&cut, &sums)

@@ -149,7 +149,8 @@ impl RawStream {
     /// A stream that waits for everything this one does and that means the same on every thread.
     /// A thread's default stream has no name on other threads, but the legacy stream waits for
     /// it, and it for the legacy stream.
-    pub(super) fn for_any_thread(self) -> Self {
+    #[must_use]
+    pub fn for_any_thread(self) -> Self {
         if self == Self::PER_THREAD { Self::LEGACY } else { self }
     }
 

@@ -6,7 +6,7 @@ use crate::cpu;
 use crate::element::{DType, Element, Precision, with_element};
 use crate::encoding::product::{Factor, Product};
 use crate::encoding::{Form, amplitude, basis};
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::input::{Input, Row};
 use crate::plan::EncodePlan;
 use multiversion::multiversion;
@@ -142,6 +142,23 @@ impl<'a> Staging<'a> {
 
     fn sum_of_squares(&self, sample: usize) -> f64 {
         with_element!(self.input.dtype(), T => cpu::partial_sum(self.input.row::<T>(sample)))
+    }
+
+    /// The first error of a cut of which staging a piece has raised `error`: the norm of a sample
+    /// in several pieces is not known before all of them are staged.
+    pub(crate) fn first_error(&self, cut: &Cut, error: Error) -> Error {
+        let (Error::NonFinite { sample, .. }
+        | Error::ZeroNorm { sample }
+        | Error::NormOverflow { sample }) = error
+        else {
+            return error;
+        };
+        match cut.pieces.first() {
+            Some(first) if self.is_amplitude() && first.columns.len() < self.plan.features() => {
+                self.scan(first.rows.start..sample).err().unwrap_or(error)
+            }
+            _ => error,
+        }
     }
 
     /// Raises the first thing that is wrong with some samples, where something is: for input that
@@ -294,7 +311,6 @@ mod tests {
     use super::*;
     use crate::encoding::{EncodeSpec, Encoding};
     use crate::engine::{Device, Engine};
-    use crate::error::Error;
     use crate::pipeline::config::PipelineConfig;
     use crate::pipeline::plan::Samples;
 
@@ -319,7 +335,8 @@ mod tests {
         let (mut bytes, mut sums) = (Vec::new(), Vec::new());
         for piece in &cut.pieces {
             let mut target = vec![0; piece.rows.len() * piece.columns.len() * size];
-            sums.push(staging.stage(piece, &mut target)?);
+            let sum = staging.stage(piece, &mut target);
+            sums.push(sum.map_err(|error| staging.first_error(&cut, error))?);
             bytes.extend(target);
         }
         Ok((bytes, staging.settle(&cut, &sums)?))
@@ -394,7 +411,9 @@ mod tests {
             let value = |i: usize| 1.0 + ((i * 7919 + seed * 104_729) % 1021) as f64;
             let mut values: Vec<f64> = (0..FEATURES).map(value).collect();
             let scale = (NARROW_RANGE.end() / whole(&values)).sqrt();
-            values.iter_mut().for_each(|x| *x *= scale);
+            for x in &mut values {
+                *x *= scale;
+            }
             let fits = |sum| NARROW_RANGE.contains(&sum);
             differed += i32::from(fits(whole(&values)) && !fits(in_pieces(&values)));
             let input = Input::sample(&values);
@@ -428,6 +447,9 @@ mod tests {
                 assert_eq!(check(&values), Err(Error::ZeroNorm { sample: 2 }));
                 values[features] = 1e200;
                 assert_eq!(check(&values), Err(Error::NormOverflow { sample: 1 }));
+                values[..features].fill(0.0);
+                values[2 * features] = f64::NAN;
+                assert_eq!(check(&values), Err(Error::ZeroNorm { sample: 0 }));
             }
         }
     }

@@ -86,13 +86,18 @@ class StateStream:
 
     def close(self) -> None:
         """End the stream: cancel what has not been encoded, wait for what is being encoded."""
+        batches, running = self._end()
+        wait(running)
+        if batches is not None:
+            batches.close()
+
+    def _end(self) -> tuple[Any, list[EncodeFuture]]:
+        """End the stream; return its source, to be closed behind what is being encoded."""
         batches, self._batches = self._batches, None
         pending = [future for _, future in self._pending]
         self._pending.clear()
         # From the last, so that none of them starts because the one before it is gone.
-        wait([future for future in reversed(pending) if not future.cancel()])
-        if batches is not None:
-            batches.close()  # type: ignore[attr-defined]
+        return batches, [future for future in reversed(pending) if not future.cancel()]
 
     def __enter__(self) -> Self:
         return self
@@ -107,8 +112,15 @@ class StateStream:
 
     def __del__(self) -> None:
         # Where __init__ raised there is nothing to close.
-        if hasattr(self, "_batches"):
-            self.close()
+        if not hasattr(self, "_batches"):
+            return
+        # Nothing is waited for: the garbage collector may come here on any thread, also on the one
+        # that is to end the encode.
+        batches, running = self._end()
+        if batches is not None and running:
+            running[0].add_done_callback(lambda _: batches.close())
+        elif batches is not None:
+            batches.close()
 
     def _next(self) -> tuple[int, EncodeFuture]:
         """The next encode, with those behind it on their way."""
