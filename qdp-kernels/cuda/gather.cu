@@ -18,7 +18,7 @@ template <class T>
 constexpr uint32_t GATHER_TILE_BITS = sizeof(T) <= 8 ? 12 : 10;
 
 // Values are moved, not looked at: a type is as good as any of its size. Addresses are worked out
-// once per tile: with 64-bit products for each value, those and not the memory were the limit.
+// once per tile.
 template <class T>
 __device__ void gather(const GatherArgs& args) {
     constexpr uint32_t EACH = (1u << GATHER_TILE_BITS<T>) / GATHER_THREADS;

@@ -5,8 +5,8 @@ use pyo3::prelude::*;
 use pyo3::types::PyDict;
 use qdp_core::Estimate;
 
-/// How host input is brought to a device. Whatever is not named keeps its default, which was
-/// measured on an H200, or which the environment names (`QDP_PIPELINE_SLOTS` and so on).
+/// How host input is brought to a device. Whatever is not named keeps its default, or
+/// what the environment names (`QDP_PIPELINE_SLOTS` and so on).
 ///
 /// `slots` of the ring, each `max_chunk_bytes` of page-locked and of device memory; `min_chunk_bytes`
 /// of a call's first chunk (they double); `direct_bytes`, up to which input takes one copy and one

@@ -13,7 +13,7 @@ use super::{
 };
 use crate::element::DType;
 use crate::engine::Device;
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::input::Input;
 use crate::pipeline::config::PipelineConfig;
 use crate::pipeline::plan::{Chunk, Piece};
@@ -139,6 +139,12 @@ pub(super) struct Call<'a> {
     pub(super) sums: Option<&'a DeviceBuffer>,
 }
 
+/// A slot is used for what [`Lanes::prepare`] was not asked for.
+#[cold]
+fn unprepared(slot: usize) -> Error {
+    Error::invalid("slot", "one that the call has prepared", slot)
+}
+
 /// A call with the slots that it may use.
 pub(super) struct CudaLane<'a> {
     call: &'a Call<'a>,
@@ -148,8 +154,13 @@ pub(super) struct CudaLane<'a> {
 }
 
 impl CudaLane<'_> {
-    fn slot(&self, slot: usize) -> &Slot {
-        self.slots[slot].as_ref().expect("the call has prepared the slots that it uses")
+    fn slot(&self, slot: usize) -> Result<&Slot> {
+        self.slots[slot].as_ref().ok_or_else(|| unprepared(slot))
+    }
+
+    /// The slot's host memory.
+    fn pinned(&self, slot: usize) -> Result<&PinnedBuffer> {
+        self.slot(slot)?.pinned.as_ref().ok_or_else(|| unprepared(slot))
     }
 
     fn copy_stream(&self) -> RawStream {
@@ -178,17 +189,17 @@ impl CudaLane<'_> {
 
 impl Lane for CudaLane<'_> {
     fn stage(&self, slot: usize, piece: &Piece) -> Result<f64> {
-        let staging = self.call.staging.expect("only staged input has pieces");
+        let staging = self.call.staging.ok_or_else(|| unprepared(slot))?;
         let bytes = piece.rows.len() * piece.columns.len() * self.call.dtype.size();
-        let pinned = self.slot(slot).pinned.as_ref().expect("prepared for staging");
+        let pinned = self.pinned(slot)?;
         // SAFETY: the host holds the slot's token, so no copy from it is in flight, and each piece
         // is staged by one thread, to a place of its own.
         let target = unsafe { pinned.slice_mut(piece.offset..piece.offset + bytes)? };
         staging.stage(piece, target)
     }
 
-    fn copy(&self, slot: usize, chunk: &Chunk) -> Result<()> {
-        let slot = self.slot(slot);
+    fn copy(&self, index: usize, chunk: &Chunk) -> Result<()> {
+        let slot = self.slot(index)?;
         let stream = self.copy_stream();
         // Asking is the host's work, waiting the copy engine's, which has none to spare.
         if !slot.computed.query()? {
@@ -196,7 +207,7 @@ impl Lane for CudaLane<'_> {
         }
         let timing = self.timeline.map(|timeline| timeline.begin(stream)).transpose()?;
         if self.call.staging.is_some() {
-            let pinned = slot.pinned.as_ref().expect("prepared for staging");
+            let pinned = self.pinned(index)?;
             // SAFETY: the slots live with the engine, whose drop waits for the event recorded next,
             // and the memory is written again only behind that event.
             unsafe { slot.device.copy_from_host_async(0, pinned, 0..chunk.bytes, stream)? };
@@ -208,7 +219,7 @@ impl Lane for CudaLane<'_> {
             // the call has waited for its copies.
             unsafe {
                 let source = input.as_ptr().add(first * size);
-                slot.device.copy_from_page_locked_async(0, source, chunk.bytes, stream)?;
+                slot.device.host_to_device(0, source.cast(), chunk.bytes, stream)?;
             }
         }
         if let (Some(timeline), Some(began)) = (self.timeline, timing) {
@@ -219,7 +230,7 @@ impl Lane for CudaLane<'_> {
 
     fn compute(&self, slot: usize, chunk: &Chunk) -> Result<()> {
         let call = self.call;
-        let slot = self.slot(slot);
+        let slot = self.slot(slot)?;
         if !call.direct {
             call.stream.wait(&slot.copied)?;
         }
@@ -243,11 +254,11 @@ impl Lane for CudaLane<'_> {
     }
 
     fn is_copied(&self, slot: usize) -> Result<bool> {
-        self.slot(slot).copied.query()
+        self.slot(slot)?.copied.query()
     }
 
     fn wait_copied(&self, slot: usize) -> Result<()> {
-        self.slot(slot).copied.synchronize()
+        self.slot(slot)?.copied.synchronize()
     }
 
     fn drain(&self) -> Result<()> {

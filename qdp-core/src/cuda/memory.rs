@@ -212,25 +212,11 @@ impl DeviceBuffer {
         })
     }
 
-    /// Enqueues a copy of page-locked memory of the caller's to the buffer at `offset`.
+    /// Enqueues a copy of host memory to the buffer at `offset`.
     ///
     /// # Safety
-    /// `source` must be page-locked, and stay valid for reads of `bytes` bytes, unwritten, until the
-    /// stream has done the copy.
-    pub(super) unsafe fn copy_from_page_locked_async(
-        &self,
-        offset: usize,
-        source: *const u8,
-        bytes: usize,
-        stream: RawStream,
-    ) -> Result<()> {
-        // SAFETY: the caller's promise.
-        unsafe { self.host_to_device(offset, source.cast(), bytes, stream) }
-    }
-
-    /// # Safety
     /// `source` must be valid for reads of `bytes` bytes until the stream has done the copy.
-    unsafe fn host_to_device(
+    pub(super) unsafe fn host_to_device(
         &self,
         offset: usize,
         source: *const c_void,

@@ -4,7 +4,7 @@
 const LINE: usize = 64;
 
 /// Begins to bring `values` to the cache. The processor's own prefetching stops at the end of each
-/// memory page, and reading on from there takes as long as copying the rest of the page.
+/// memory page.
 #[inline]
 pub(super) fn prefetch<T>(values: &[T]) {
     #[cfg(target_arch = "x86_64")]
@@ -21,8 +21,7 @@ pub(super) fn prefetch<T>(values: &[T]) {
 }
 
 /// Moves written memory from this core's caches to the shared one, where the copy engine, and the
-/// core that writes it next, find it sooner: an H200 read lines that were dirty in another core's
-/// cache at 28 GB/s instead of 55.
+/// core that writes it next, find it sooner than in another core's cache.
 #[inline]
 pub(super) fn demote(written: &[u8]) {
     #[cfg(target_arch = "x86_64")]

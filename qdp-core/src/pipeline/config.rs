@@ -11,9 +11,8 @@ const LEAST_CHUNK: usize = 4 << 10;
 const LEAST_SLOT: usize = 16 * super::plan::SPLIT_ALIGN;
 const MOST_CHUNK: usize = 1 << 30;
 
-/// Settings of an engine's pipeline. The defaults were measured on an H200 with 16 cores
-/// (`benches/results`); [`PipelineConfig::default`] takes them from the environment where that
-/// names others (`QDP_PIPELINE_SLOTS`, `QDP_PIPELINE_MIN_CHUNK_BYTES`,
+/// Settings of an engine's pipeline. [`PipelineConfig::default`] takes them from the environment where
+/// that names others than the built-in ones (`QDP_PIPELINE_SLOTS`, `QDP_PIPELINE_MIN_CHUNK_BYTES`,
 /// `QDP_PIPELINE_MAX_CHUNK_BYTES`, `QDP_PIPELINE_DIRECT_BYTES`, `QDP_PIPELINE_STAGING_THREADS`,
 /// `QDP_PIPELINE_MAX_BATCH_BYTES`, `QDP_PIPELINE_MAX_BATCH_SAMPLES`, `QDP_PIPELINE_TIMING`).
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -47,7 +46,7 @@ impl Default for PipelineConfig {
 }
 
 impl PipelineConfig {
-    /// The measured defaults, whatever the environment says, for a process of so many threads.
+    /// The built-in defaults, whatever the environment says, for a process of so many threads.
     pub(crate) fn built_in(num_threads: usize) -> Self {
         Self {
             slots: 16,

@@ -125,8 +125,8 @@ class Engine:
 class PipelineConfig:
     """How host input is brought to a device.
 
-    Whatever is not named keeps its default, which was measured on an H200, or which the environment
-    names (``QDP_PIPELINE_SLOTS`` and so on).
+    Whatever is not named keeps its default, or what the environment names
+    (``QDP_PIPELINE_SLOTS`` and so on).
     """
 
     def __new__(

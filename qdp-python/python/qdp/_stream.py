@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import deque
 from concurrent.futures import wait
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -67,22 +67,28 @@ class StateStream:
         return self
 
     def __next__(self) -> StateBatch:
-        with _Ended(self):
+        try:
             first, future = self._next()
-            with _Placed(first):
+            with _placed(first):
                 return future.result()
+        except BaseException:
+            self.close()
+            raise
 
     def __aiter__(self) -> Self:
         return self
 
     async def __anext__(self) -> StateBatch:
-        with _Ended(self):
-            try:
-                first, future = self._next()
-            except StopIteration:
-                raise StopAsyncIteration from None
-            with _Placed(first):
+        try:
+            first, future = self._next()
+            with _placed(first):
                 return await future
+        except StopIteration:
+            self.close()
+            raise StopAsyncIteration from None
+        except BaseException:
+            self.close()
+            raise
 
     def close(self) -> None:
         """End the stream: cancel what has not been encoded, wait for what is being encoded."""
@@ -146,7 +152,7 @@ class StateStream:
     def _submit(self, batch: Any) -> None:
         first = self._taken
         try:
-            with _Placed(first):
+            with _placed(first):
                 future = self._engine.encode_async(batch, **self._arguments)
         except Exception as error:  # noqa: BLE001 - raised in its place
             self._failure, self._batches = error, None
@@ -155,42 +161,14 @@ class StateStream:
         self._pending.append((first, future))
 
 
-class _Ended:
-    """Ends a stream whose step raises."""
-
-    def __init__(self, stream: StateStream) -> None:
-        self.stream = stream
-
-    def __enter__(self) -> None:
-        pass
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        if kind is not None:
-            self.stream.close()
-
-
-class _Placed:
+@contextmanager
+def _placed(first: int) -> Iterator[None]:
     """Notes on an exception about a sample which one of the whole stream it is."""
-
-    def __init__(self, first: int) -> None:
-        self.first = first
-
-    def __enter__(self) -> None:
-        pass
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        if isinstance(error, InvalidDataError):
-            error.add_note(f"it is sample {self.first + error.sample} of the stream")
+    try:
+        yield
+    except InvalidDataError as error:
+        error.add_note(f"it is sample {first + error.sample} of the stream")
+        raise
 
 
 def default_batch_size(engine: Engine, dim: int, prefetch: int, sample: Any) -> int:
