@@ -1,10 +1,9 @@
 //! Threads for host work, with the caller as one of them.
 //!
-//! A sleeping thread takes longer to wake (50 to 100 microseconds in a virtual machine) than many a
-//! call takes. So nobody waits for one: the caller announces its work and begins; a thread that
-//! comes joins in, and one that comes when the caller is done is not waited for. Threads that ran
-//! out of work look out for more for a moment before they sleep, so one call after another finds
-//! them awake.
+//! A sleeping thread takes longer to wake than many a call takes. So nobody waits for one: the
+//! caller announces its work and begins; a thread that comes joins in, and one that comes when the
+//! caller is done is not waited for. Threads that ran out of work look out for more for a moment
+//! before they sleep, so one call after another finds them awake.
 //!
 //! A process forked from one that has a pool has the pool but not its threads (torch's data loader
 //! makes such processes). It works alone, as waiting for threads that are not there never ends.
