@@ -51,9 +51,9 @@ enum Memory {
 ///
 /// Locking takes time in proportion to the memory, so it pays for arrays that are encoded more than
 /// once. The pages stay locked until :meth:`Pinned.close`, until a ``with`` block around it is left,
-/// or until the :class:`Pinned` is dropped. It keeps the array alive; calls that use the array must
-/// have returned before it is closed. The memory must stay where it is meanwhile: do not resize the
-/// array in place.
+/// or until the :class:`Pinned` is dropped; a call that is copying from the array then keeps them
+/// locked until it is done. It keeps the array alive. The memory must stay where it is meanwhile: do
+/// not resize the array in place.
 ///
 /// On a machine without a usable GPU nothing is locked: the result says ``pinned == False``, and
 /// works the same otherwise.
@@ -73,8 +73,7 @@ pub(crate) fn pin(py: Python<'_>, array: &Bound<'_, PyAny>) -> Result<Pinned> {
     let lock = || {
         let start = ptr::with_exposed_provenance_mut(start);
         // SAFETY: `memory` keeps the range mapped until after the registration is dropped: they
-        // are fields of one struct, in this order. That calls have returned by then is the
-        // caller's part, who is told so.
+        // are fields of one struct, in this order, and calls keep what they copy from.
         unsafe { RegisteredMemory::new(&context()?, start, nbytes) }
     };
     let registered = match py.detach(lock) {
@@ -106,7 +105,7 @@ impl Pinned {
         self.held.lock().as_ref().is_some_and(|held| held.registered.is_some())
     }
 
-    /// Lets the pages go. Calls that use the array must have returned. Closing twice is allowed.
+    /// Lets the pages go. Closing twice is allowed.
     fn close(&self, py: Python<'_>) {
         let held = self.held.lock().take();
         // Without the GIL, as the driver may take a while; the array is let go with it again.

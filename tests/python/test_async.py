@@ -326,7 +326,7 @@ class TestProcess:
 
     def test_a_forked_child_encodes(self) -> None:
         script = (
-            "import os, signal, numpy as np, qdp\n"
+            "import concurrent.futures, os, signal, numpy as np, qdp\n"
             "x = np.ones((64, 2**12))\n"
             "engine = qdp.Engine('cpu')\n"
             "want = engine.encode_async(x, 12).result().numpy()\n"
@@ -334,6 +334,9 @@ class TestProcess:
             "child = os.fork()\n"
             "if child == 0:\n"
             "    signal.alarm(60)  # a hang ends the child\n"
+            "    for future in pending:\n"
+            "        try: assert (future.result().numpy() == want).all()\n"
+            "        except concurrent.futures.CancelledError: assert future.cancelled()\n"
             "    for own in (engine, qdp.Engine('cpu')):\n"
             "        assert (own.encode_async(x, 12).result(30).numpy() == want).all()\n"
             "    raise SystemExit(0)  # with its exit functions\n"

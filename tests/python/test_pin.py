@@ -203,3 +203,15 @@ class TestOnTheGpu:
             assert tensor.is_pinned()
             del pinned
             assert not tensor.is_pinned()
+
+    def test_closing_it_waits_for_calls_that_copy(self, gpu: qdp.Engine) -> None:
+        array = np.random.default_rng(5).normal(size=(256, 2**16))
+        want = gpu.encode(array, 16).numpy()
+        for _ in range(3):
+            pinned = qdp.pin(array)
+            futures = [gpu.encode_async(array, 16) for _ in range(3)]
+            pinned.close()
+            assert not pinned.pinned
+            for future in futures:
+                assert (future.result().numpy() == want).all()
+            assert not torch.from_numpy(array).is_pinned()

@@ -2,7 +2,7 @@
 
 use super::kernels::{CommonArgs, Kernels};
 use super::lanes::Call;
-use super::{CudaBackend, Encoded, RawStream, Ticket};
+use super::{CudaBackend, Encoded, PageLocked, RawStream, Ticket};
 use crate::element::DType;
 use crate::engine::Device;
 use crate::error::Result;
@@ -110,9 +110,10 @@ impl CudaBackend {
         mut interrupt: Interrupt,
     ) -> Result<Encoded> {
         let _range = trace::range("qdp encode");
-        let page_locked = input.has_no_gaps()
-            && super::is_page_locked(&self.context, input.as_ptr(), input.num_bytes())
-            && !self.must_stage(plan, input);
+        let held = (input.has_no_gaps() && !self.must_stage(plan, input))
+            .then(|| PageLocked::find(&self.context, input.as_ptr(), input.num_bytes()))
+            .flatten();
+        let page_locked = held.is_some();
         let dtype = if page_locked { input.dtype() } else { link_dtype(plan) };
         let samples = Samples {
             features: input.features(),

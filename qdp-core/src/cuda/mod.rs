@@ -61,7 +61,7 @@ pub use memory::DeviceBuffer;
 pub use module::{Function, Module};
 pub use pinned::{MappedBuffer, PinnedBuffer};
 pub use pool::{DEFAULT_RELEASE_FRACTION, Pool};
-pub use register::{RegisteredMemory, is_page_locked};
+pub use register::{PageLocked, RegisteredMemory};
 pub(crate) use states::DeviceStates;
 pub use stream::{Priority, RawStream, Stream};
 

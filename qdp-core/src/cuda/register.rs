@@ -1,8 +1,9 @@
 //! Page-locked memory of the caller's.
 
+use parking_lot::Mutex;
 use std::ffi::c_void;
 use std::ptr::NonNull;
-use std::sync::Arc;
+use std::sync::{Arc, Weak};
 
 use cudarc::driver::sys::{
     self, CU_MEMHOSTREGISTER_PORTABLE, CU_MEMHOSTREGISTER_READ_ONLY, CUmemorytype,
@@ -17,20 +18,31 @@ use crate::error::{Error, Result};
 
 /// Host memory of the caller's, page-locked until drop: copies from it run at the speed of the
 /// link, straight from where it lies, and work on every device's streams.
+///
+/// Calls that copy from it when it is dropped keep the pages locked until they are done.
 #[must_use = "dropping it lets the pages go"]
 #[derive(Debug)]
 pub struct RegisteredMemory {
+    registration: Arc<Registration>,
+}
+
+/// Pages that are locked until the last holder drops it.
+#[derive(Debug)]
+struct Registration {
     start: NonNull<u8>,
     bytes: usize,
     context: Arc<Context>,
     _live: Live,
 }
 
+/// All that there are, for calls to hold what they copy from.
+static REGISTRATIONS: Mutex<Vec<Weak<Registration>>> = Mutex::new(Vec::new());
+
 // SAFETY: pages are locked for the process, not for a thread, and the driver lets them go from any
 // thread.
-unsafe impl Send for RegisteredMemory {}
+unsafe impl Send for Registration {}
 // SAFETY: a shared one gives out its address and length only.
-unsafe impl Sync for RegisteredMemory {}
+unsafe impl Sync for Registration {}
 
 impl RegisteredMemory {
     /// Locks the pages of `bytes` bytes from `start`. It takes time in proportion (35 to 60 ms per
@@ -42,14 +54,19 @@ impl RegisteredMemory {
     /// much; [`Error::Driver`].
     ///
     /// # Safety
-    /// The memory must stay mapped until this is dropped, and calls that copy from it must have
-    /// returned by then: the drop waits for nothing.
+    /// The memory must stay mapped until this is dropped and calls that copy from it have returned.
     pub unsafe fn new(context: &Arc<Context>, start: *mut u8, bytes: usize) -> Result<Self> {
         let Some(start) = NonNull::new(start).filter(|_| bytes > 0) else {
             return Err(Error::invalid("array", "at least one byte", "an empty array"));
         };
+        let is_page_locked =
+            || Error::invalid("array", "memory that is not page-locked yet", "some that is");
         let _bound = context.bind()?;
         let _capture = CaptureGuard::relaxed();
+        let last = start.as_ptr().wrapping_add(bytes - 1);
+        if allocation(start.as_ptr()).or_else(|| allocation(last)).is_some() {
+            return Err(is_page_locked());
+        }
         let register = |flags| {
             // SAFETY: the context is current, and the memory is there: the caller's promise.
             call("cuMemHostRegister", || unsafe {
@@ -66,45 +83,73 @@ impl RegisteredMemory {
             result = CUresult::CUDA_SUCCESS;
         }
         match result {
-            CUresult::CUDA_ERROR_HOST_MEMORY_ALREADY_REGISTERED => {
-                let expected = "memory that is not page-locked yet";
-                return Err(Error::invalid("array", expected, "some that is"));
-            }
+            CUresult::CUDA_ERROR_HOST_MEMORY_ALREADY_REGISTERED => return Err(is_page_locked()),
             CUresult::CUDA_ERROR_OUT_OF_MEMORY => return Err(out_of_memory(bytes)),
             result => verify("cuMemHostRegister", result)?,
         }
         let live = Live::new(Kind::RegisteredMemory);
-        Ok(Self { start, bytes, context: Arc::clone(context), _live: live })
+        let context = Arc::clone(context);
+        let registration = Arc::new(Registration { start, bytes, context, _live: live });
+        REGISTRATIONS.lock().push(Arc::downgrade(&registration));
+        Ok(Self { registration })
     }
 
     /// Where it begins.
     pub fn as_ptr(&self) -> *const u8 {
-        self.start.as_ptr()
+        self.registration.start.as_ptr()
     }
 
     /// Length in bytes, not zero.
     pub fn bytes(&self) -> usize {
-        self.bytes
+        self.registration.bytes
     }
 }
 
-impl Drop for RegisteredMemory {
+impl Registration {
+    fn overlaps(&self, start: *const u8, bytes: usize) -> bool {
+        let own = self.start.addr().get();
+        start.addr() < own + self.bytes && own < start.addr() + bytes
+    }
+}
+
+impl Drop for Registration {
     fn drop(&mut self) {
+        let mut registrations = REGISTRATIONS.lock();
         // SAFETY: registered by `new`, let go only here, and still mapped: the caller's promise.
         self.context.in_drop("cuMemHostUnregister", || unsafe {
             sys::cuMemHostUnregister(self.start.as_ptr().cast())
         });
+        registrations.retain(|other| other.as_ptr() != std::ptr::from_ref(self));
     }
 }
 
-/// Whether all of `bytes` bytes from `start` are host memory that is page-locked, by whomever:
-/// registered here, allocated so by torch or by ourselves. False where the driver does not say so.
-/// Takes 0.2 us (H200, driver 580).
-pub fn is_page_locked(context: &Context, start: *const u8, bytes: usize) -> bool {
-    let Some(last) = bytes.checked_sub(1) else { return false };
-    let Ok(_bound) = context.bind() else { return false };
-    let first = allocation(start);
-    first.is_some() && first == allocation(start.wrapping_add(last))
+/// Host memory that is page-locked for as long as this is held, if it is ours to say: what others
+/// have locked, its owner lets go.
+#[must_use = "what it says holds until it is dropped"]
+pub struct PageLocked {
+    _registration: Option<Arc<Registration>>,
+}
+
+impl PageLocked {
+    /// `None` unless all of `bytes` bytes from `start` are host memory that is page-locked, by
+    /// whomever: registered here, allocated so by torch or by ourselves; and where the driver does
+    /// not say so. Takes 0.2 us (H200, driver 580).
+    pub fn find(context: &Context, start: *const u8, bytes: usize) -> Option<Self> {
+        let last = bytes.checked_sub(1)?;
+        // Let go after the lock, which a last holder's drop takes.
+        let mut held = Vec::new();
+        let registrations = REGISTRATIONS.lock();
+        for registration in registrations.iter() {
+            // One that waits to let its pages go may be what this is about.
+            held.push(registration.upgrade()?);
+        }
+        let _bound = context.bind().ok()?;
+        let first = allocation(start)?;
+        (Some(first) == allocation(start.wrapping_add(last))).then(|| {
+            let own = held.iter().find(|registration| registration.overlaps(start, bytes));
+            Self { _registration: own.cloned() }
+        })
+    }
 }
 
 /// The number of the page-locked allocation or registration that an address lies in. Numbers are

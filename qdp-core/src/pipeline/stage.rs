@@ -1,6 +1,6 @@
 //! Staging: a piece of the input, copied, validated and narrowed on the way.
 
-use super::cache;
+use super::cache::{self, Line};
 use super::plan::{Cut, Piece};
 use crate::cpu;
 use crate::element::{DType, Element, Precision, with_element};
@@ -23,8 +23,9 @@ const NARROW_RANGE: RangeInclusive<f64> =
 const WITHIN_RANGE: RangeInclusive<f64> =
     f64::from_bits((1023 - 119) << 52)..=f64::from_bits((1023 + 119) << 52);
 
-/// Up to so many bytes of input, threads help what they wrote out of their caches.
-const DEMOTE_BYTES: usize = 16 << 20;
+/// Up to so many bytes of input, threads write what they stage past their caches. Of more, what was
+/// written is pushed out by what follows before the link comes to it, and the threads' time counts.
+const STREAM_BYTES: usize = 16 << 20;
 
 /// How the values of an input travel.
 pub(crate) struct Staging<'a> {
@@ -34,8 +35,8 @@ pub(crate) struct Staging<'a> {
     dtype: DType,
     /// By sample, factors (powers of two) that bring values into the range of a narrower type.
     factors: HashMap<usize, f64>,
-    /// See [`cache::demote`].
-    demote: bool,
+    /// Whether to write past the caches, see [`cache::stream`].
+    stream: bool,
 }
 
 /// The type that samples travel as: half the bytes where the result has no use for the others.
@@ -52,10 +53,9 @@ pub(crate) fn link_dtype(plan: &EncodePlan) -> DType {
 impl<'a> Staging<'a> {
     pub(crate) fn new(plan: &'a EncodePlan, input: &'a Input<'a>) -> Self {
         let dtype = link_dtype(plan);
-        // Where much is staged as it is, memory that was written is pushed out by what follows,
-        // before the link comes to it, and the hints would take longer than they save.
-        let demote = dtype != plan.dtype() || input.num_bytes() <= DEMOTE_BYTES;
-        Self { plan, input, dtype, factors: HashMap::new(), demote }
+        // Narrowed, less is written than is read, and threads have the time.
+        let stream = dtype != plan.dtype() || input.num_bytes() <= STREAM_BYTES;
+        Self { plan, input, dtype, factors: HashMap::new(), stream }
     }
 
     /// Copies a piece to `target`, which has its size on the link; returns its sum of squares.
@@ -71,7 +71,7 @@ impl<'a> Staging<'a> {
             if self.is_amplitude() {
                 let factor = self.factors.get(&sample).copied();
                 let (narrowed, factor) = (self.is_narrowed(), factor.unwrap_or(1.0));
-                sum = transfer(row, narrowed, factor, self.demote, target);
+                sum = transfer(row, narrowed, factor, self.stream, target);
                 if !sum.is_finite() {
                     cpu::check_finite(sample, row, piece.columns.start)?;
                 }
@@ -208,7 +208,7 @@ fn power_of_two_near(x: f64) -> f64 {
 
 fn copy<T: Element>(row: Row<'_, T>, target: &mut [u8]) {
     if let Some(slice) = row.as_slice() {
-        return copy_slice(slice, target);
+        return copy_slice(slice, false, target);
     }
     for (i, bytes) in target.chunks_exact_mut(size_of::<T>()).enumerate() {
         // SAFETY: `bytes` has the size of T; the write asks for no alignment.
@@ -216,15 +216,14 @@ fn copy<T: Element>(row: Row<'_, T>, target: &mut [u8]) {
     }
 }
 
-fn copy_slice<T: Element>(values: &[T], target: &mut [u8]) {
-    assert_eq!(size_of_val(values), target.len());
-    // SAFETY: `target` has room for the values; staging memory of ours overlaps nobody's.
-    unsafe {
-        std::ptr::copy_nonoverlapping(
-            values.as_ptr().cast::<u8>(),
-            target.as_mut_ptr(),
-            target.len(),
-        );
+fn copy_slice<T: Element>(values: &[T], stream: bool, target: &mut [u8]) {
+    // SAFETY: types of elements have no bytes but those of their values.
+    let bytes =
+        unsafe { std::slice::from_raw_parts(values.as_ptr().cast::<u8>(), size_of_val(values)) };
+    if stream {
+        cache::stream(bytes, target);
+    } else {
+        target.copy_from_slice(bytes);
     }
 }
 
@@ -234,7 +233,7 @@ fn transfer<T: Element>(
     row: Row<'_, T>,
     narrowed: bool,
     factor: f64,
-    demote: bool,
+    stream: bool,
     target: &mut [u8],
 ) -> f64 {
     let Some(values) = row.as_slice() else {
@@ -257,14 +256,14 @@ fn transfer<T: Element>(
             cache::prefetch(values);
         }
         if narrowed {
-            narrow(values, factor, target);
+            narrow(values, factor, stream, target);
         } else {
-            copy_slice(values, target);
+            copy_slice(values, stream, target);
         }
         sum += cpu::sum_slice(values);
-        if demote {
-            cache::demote(target);
-        }
+    }
+    if stream {
+        cache::fence();
     }
     sum
 }
@@ -276,19 +275,39 @@ const fn narrow_size<T: Element>() -> usize {
     if T::DTYPE.is_complex() { size_of::<Complex<f32>>() } else { size_of::<f32>() }
 }
 
-/// Writes `values` in single precision, times `factor`.
+/// Writes `values` in single precision, times `factor`, past the caches if that is wanted.
 #[multiversion(targets("x86_64+avx512f+avx512vl", "x86_64+avx2+fma"))]
-fn narrow<T: Element>(values: &[T], factor: f64, target: &mut [u8]) {
-    // SAFETY: every pattern of bits is a float.
-    let (unaligned, floats, _) = unsafe { target.align_to_mut::<f32>() };
-    if T::DTYPE.is_complex() || !unaligned.is_empty() || floats.len() != values.len() {
-        for (&value, bytes) in values.iter().zip(target.chunks_exact_mut(narrow_size::<T>())) {
+fn narrow<T: Element>(values: &[T], factor: f64, stream: bool, target: &mut [u8]) {
+    let size = narrow_size::<T>();
+    assert_eq!(values.len() * size, target.len());
+    let rest = |values: &[T], bytes: &mut [u8]| {
+        for (&value, bytes) in values.iter().zip(bytes.chunks_exact_mut(size)) {
             write_narrow(value, factor, bytes);
         }
-        return;
+    };
+    if !target.as_ptr().align_offset(size_of::<Line>()).is_multiple_of(size) {
+        return rest(values, target); // no line begins with a value
     }
-    for (float, &value) in floats.iter_mut().zip(values) {
-        *float = (value.to_f64() * factor) as f32;
+    let (head, lines, tail) = cache::lines(target);
+    let (first, values) = values.split_at(head.len() / size);
+    let sources = values.chunks_exact(size_of::<Line>() / size);
+    rest(first, head);
+    rest(sources.remainder(), tail);
+    for (line, values) in lines.iter_mut().zip(sources) {
+        let narrowed = Line(std::array::from_fn(|i| {
+            let value = if T::DTYPE.is_complex() {
+                let z = values[i / 2].to_complex();
+                if i % 2 == 0 { z.re } else { z.im }
+            } else {
+                values[i].to_f64()
+            };
+            ((value * factor) as f32).to_bits()
+        }));
+        if stream {
+            line.stream(narrowed);
+        } else {
+            *line = narrowed;
+        }
     }
 }
 
@@ -312,6 +331,7 @@ mod tests {
     use crate::engine::{Device, Engine};
     use crate::pipeline::config::PipelineConfig;
     use crate::pipeline::plan::Samples;
+    use proptest::prelude::*;
 
     /// A plan for amplitudes, on the CPU.
     fn plan(input: &Input<'_>, precision: Precision) -> std::sync::Arc<EncodePlan> {
@@ -450,6 +470,33 @@ mod tests {
                 values[2 * features] = f64::NAN;
                 assert_eq!(check(&values), Err(Error::ZeroNorm { sample: 0 }));
             }
+        }
+    }
+
+    proptest! {
+        /// Whatever the alignment: the whole lines, and what is before and behind them.
+        #[test]
+        fn every_value_is_written_and_nothing_else(
+            values in prop::collection::vec(-1e30..1e30_f64, 0..70),
+            offset in 0usize..80,
+            stream: bool,
+        ) {
+            let check = |size: usize, write: &dyn Fn(&mut [u8]), expected: &[u8]| {
+                let mut memory = vec![0xa5; offset + size + 80];
+                write(&mut memory[offset..offset + size]);
+                cache::fence();
+                assert_eq!(&memory[offset..offset + size], expected);
+                assert!(memory[..offset].iter().chain(&memory[offset + size..]).all(|&b| b == 0xa5));
+            };
+            let wide: Vec<u8> = values.iter().flat_map(|x| x.to_ne_bytes()).collect();
+            check(wide.len(), &|target| copy_slice(&values, stream, target), &wide);
+            let narrow_bytes = |x: &f64| ((x * 0.5) as f32).to_ne_bytes();
+            let expected: Vec<u8> = values.iter().flat_map(narrow_bytes).collect();
+            check(expected.len(), &|target| narrow(&values, 0.5, stream, target), &expected);
+            let pairs: Vec<Complex<f64>> =
+                values.chunks_exact(2).map(|z| Complex::new(z[0], z[1])).collect();
+            let expected = &expected[..pairs.len() * 8];
+            check(expected.len(), &|target| narrow(&pairs, 0.5, stream, target), expected);
         }
     }
 }

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from concurrent.futures import Future
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -33,6 +34,24 @@ class EncodeFuture(Future[StateBatch]):
 
     _job: _Job | None = None
 
+    def __init__(self) -> None:
+        super().__init__()
+        self._process = os.getpid()
+
+    def result(self, timeout: float | None = None) -> StateBatch:
+        """Wait for the states; at most ``timeout`` seconds.
+
+        Raises what the encode raised; :class:`concurrent.futures.CancelledError` where it was
+        cancelled, or left behind in the process that this one was forked from.
+        """
+        self._cancel_left_behind()
+        return super().result(timeout)
+
+    def exception(self, timeout: float | None = None) -> BaseException | None:
+        """Wait for the end; what the encode raised, or None. As :meth:`result` otherwise."""
+        self._cancel_left_behind()
+        return super().exception(timeout)
+
     def cancel(self) -> bool:
         """Cancel the encode if it has not started; say whether it is cancelled."""
         if self._job is not None and self._job.cancel():
@@ -42,6 +61,11 @@ class EncodeFuture(Future[StateBatch]):
     def running(self) -> bool:
         """Whether the encode has started and is not done."""
         return self._job is not None and self._job.is_running() and not self.done()
+
+    def _cancel_left_behind(self) -> None:
+        # The thread that would set it is not in a forked process.
+        if self._process != os.getpid() and not self.done():
+            self._cancel_unstarted()
 
     def _cancel_unstarted(self) -> bool:
         # Whoever waits learns of it from the second call.
