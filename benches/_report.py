@@ -159,8 +159,10 @@ def _host(rows: list[Record], h2d: float | None) -> Iterator[str]:
         yield _table(judged)
     for row in rows:
         if row.get("ring"):
-            counters = ", ".join(f"{name} {value:,}" for name, value in row["ring"].items())
-            yield f"{row['name']}, the ring's counters with events on: {counters}"
+            ring = row["ring"]
+            counters = ", ".join(f"{name} {value:,}" for name, value in ring.items())
+            busy = ring["copy_ns"] / ring["wall_ns"]
+            yield f"{row['name']}, with events on: copying for {busy:.2f} of the time; {counters}"
 
 
 def _with_spread(ideal: float, timing: Record) -> str:

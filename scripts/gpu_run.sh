@@ -55,7 +55,7 @@ sanitize() {
         local check=("$sanitizer" --tool "$tool" --error-exitcode 99 --target-processes all)
         # Torch's caching allocator would hide an access past the end of one of its tensors.
         if [ "$tool" = memcheck ]; then export PYTORCH_NO_CUDA_MEMORY_CACHING=1; fi
-        try "${check[@]}" "${run_pytest[@]}" --timeout=0 -m sanitize
+        try "${check[@]}" "${run_pytest[@]}" --timeout=0 -m "sanitize and gpu"
         unset PYTORCH_NO_CUDA_MEMORY_CACHING
         for binary in rust-tests/*gpu*; do
             try "${check[@]}" "$binary" sanitize --test-threads=1

@@ -324,20 +324,19 @@ class TestOrder:
     def test_eight_threads(self, engine: qdp.Engine, memory: Any) -> None:
         def work(seed: int) -> None:
             rng = np.random.default_rng(seed)
-            for _ in range(2):
-                for case in CASE_OF.values():
-                    x = case.samples(8, batch=int(rng.integers(1, 300)))
-                    x = np.roll(x, seed, axis=0)
-                    data, array = memory(x.copy())
-                    state = engine.encode(data, 8, case.encoding, **case.fixed)
-                    array[:] = -1
-                    reference.assert_states(state.numpy(), x, 8, case.encoding, **case.fixed)
-                x = rng.normal(size=(2, int(rng.integers(8000, 40_000))))
-                check(engine, memory(x)[0], x)
-                x[1, -1] = np.nan
-                with pytest.raises(qdp.NonFiniteError) as caught:
-                    engine.encode(memory(x)[0], 16)
-                assert (caught.value.sample, caught.value.position) == (1, x.shape[1] - 1)
+            for case in CASE_OF.values():
+                x = case.samples(8, batch=int(rng.integers(1, 300)))
+                x = np.roll(x, seed, axis=0)
+                data, array = memory(x.copy())
+                state = engine.encode(data, 8, case.encoding, **case.fixed)
+                array[:] = -1
+                reference.assert_states(state.numpy(), x, 8, case.encoding, **case.fixed)
+            x = rng.normal(size=(2, int(rng.integers(8000, 40_000))))
+            check(engine, memory(x)[0], x)
+            x[1, -1] = np.nan
+            with pytest.raises(qdp.NonFiniteError) as caught:
+                engine.encode(memory(x)[0], 16)
+            assert (caught.value.sample, caught.value.position) == (1, x.shape[1] - 1)
 
         with ThreadPoolExecutor(8) as pool:
             list(pool.map(work, range(8)))
