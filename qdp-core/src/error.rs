@@ -223,6 +223,30 @@ pub enum Error {
 }
 
 impl Error {
+    /// The sample whose values are to blame, where some are.
+    pub fn sample(&self) -> Option<usize> {
+        match self {
+            Self::ZeroNorm { sample }
+            | Self::NormOverflow { sample }
+            | Self::NonFinite { sample, .. }
+            | Self::BasisValue { sample, .. } => Some(*sample),
+            _ => None,
+        }
+    }
+
+    /// The same about another sample, where it is about one.
+    #[must_use]
+    pub(crate) fn about_sample(mut self, number: usize) -> Self {
+        if let Self::ZeroNorm { sample }
+        | Self::NormOverflow { sample }
+        | Self::NonFinite { sample, .. }
+        | Self::BasisValue { sample, .. } = &mut self
+        {
+            *sample = number;
+        }
+        self
+    }
+
     /// An [`Error::InvalidArgument`].
     pub fn invalid(
         argument: &'static str,

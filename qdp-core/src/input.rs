@@ -18,8 +18,23 @@ pub struct Input<'a> {
     features: usize,
     /// In elements, as in DLPack.
     strides: (isize, isize),
+    /// Where each sample lies, if not at `ptr` and the strides.
+    rows: Option<&'a [RowRef]>,
     data: PhantomData<&'a [u8]>,
 }
+
+/// One sample of a gathered [`Input`]: where it lies on the host, its values and their distance.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct RowRef {
+    ptr: *const u8,
+    len: usize,
+    stride: isize,
+}
+
+// SAFETY: a shared borrow of plain values, as an Input.
+unsafe impl Send for RowRef {}
+// SAFETY: as above.
+unsafe impl Sync for RowRef {}
 
 // SAFETY: an Input is a shared borrow of plain values; it is only ever read through.
 unsafe impl Send for Input<'_> {}
@@ -36,6 +51,7 @@ impl<'a> Input<'a> {
             batch: 1,
             features: values.len(),
             strides: (values.len() as isize, 1),
+            rows: None,
             data: PhantomData,
         }
     }
@@ -71,7 +87,42 @@ impl<'a> Input<'a> {
         (batch, features): (usize, usize),
         strides: (isize, isize),
     ) -> Self {
-        Self { ptr, dtype, device, batch, features, strides, data: PhantomData }
+        Self { ptr, dtype, device, batch, features, strides, rows: None, data: PhantomData }
+    }
+
+    /// Samples that lie anywhere in host memory, of at most `features` values each: shorter ones
+    /// count as padded with zeros.
+    ///
+    /// # Safety
+    ///
+    /// What [`Self::from_raw`] asks for must hold for every value of every row.
+    pub(crate) unsafe fn gathered(rows: &'a [RowRef], dtype: DType, features: usize) -> Self {
+        debug_assert!(rows.iter().all(|row| row.len <= features));
+        let strides = (features as isize, 1);
+        let ptr = std::ptr::null();
+        let (device, batch, rows) = (Device::Cpu, rows.len(), Some(rows));
+        Self { ptr, dtype, device, batch, features, strides, rows, data: PhantomData }
+    }
+
+    /// The same view with a lifetime of the caller's choice. Not of a gathered one.
+    ///
+    /// # Safety
+    ///
+    /// What [`Self::from_raw`] asks for must hold for that lifetime.
+    pub(crate) unsafe fn for_any_lifetime<'b>(&self) -> Input<'b> {
+        debug_assert!(self.rows.is_none());
+        Input { rows: None, data: PhantomData, ..*self }
+    }
+
+    /// Where a sample of a host input lies.
+    pub(crate) fn row_ref(&self, sample: usize) -> RowRef {
+        assert!(sample < self.batch);
+        debug_assert_eq!(self.device, Device::Cpu);
+        if let Some(rows) = self.rows {
+            return rows[sample];
+        }
+        let offset = sample as isize * self.strides.0 * self.dtype.size() as isize;
+        RowRef { ptr: self.ptr.wrapping_offset(offset), len: self.features, stride: self.strides.1 }
     }
 
     /// Address of the first element, on [`Self::device`].
@@ -111,22 +162,28 @@ impl<'a> Input<'a> {
 
     /// Whether the values fill their memory: each row without gaps, and row after row.
     pub(crate) fn has_no_gaps(&self) -> bool {
-        (self.features <= 1 || self.strides.1 == 1)
+        self.rows.is_none()
+            && (self.features <= 1 || self.strides.1 == 1)
             && (self.batch <= 1 || self.strides.0 == self.features as isize)
     }
 
     /// Row `sample` of a host input.
     pub(crate) fn row<T: Element>(&self, sample: usize) -> Row<'a, T> {
         debug_assert_eq!(T::DTYPE, self.dtype);
-        debug_assert_eq!(self.device, Device::Cpu);
-        assert!(sample < self.batch);
-        Row {
-            // SAFETY: `sample < batch`, so the row's first element lies in the described memory.
-            ptr: unsafe { self.ptr.cast::<T>().offset(sample as isize * self.strides.0) },
-            len: self.features,
-            stride: self.strides.1,
-            data: PhantomData,
-        }
+        let RowRef { ptr, len, stride } = self.row_ref(sample);
+        Row { ptr: ptr.cast(), len, stride, data: PhantomData }
+    }
+}
+
+impl RowRef {
+    /// Values without gaps.
+    pub(crate) fn contiguous(ptr: *const u8, len: usize) -> Self {
+        Self { ptr, len, stride: 1 }
+    }
+
+    /// Values.
+    pub(crate) fn len(&self) -> usize {
+        self.len
     }
 }
 
@@ -174,7 +231,8 @@ impl OwnedInput {
     /// What [`Input::from_raw`] asks for must hold until `owner` is dropped, whatever the lifetime
     /// of `input` says.
     pub unsafe fn from_raw(input: Input<'_>, owner: Box<dyn Send>) -> Self {
-        Self { input: Input { data: PhantomData, ..input }, owner }
+        // SAFETY: passed on to the caller.
+        Self { input: unsafe { input.for_any_lifetime() }, owner }
     }
 
     /// The values.
@@ -223,6 +281,11 @@ impl<'a, T: Element> Row<'a, T> {
         assert!(index < self.len);
         // SAFETY: `index < len`, and Input's contract covers every element of the row.
         unsafe { *self.ptr.offset(index as isize * self.stride) }
+    }
+
+    /// The part of the row that `range` names, as far as there is one.
+    pub(crate) fn part(&self, range: std::ops::Range<usize>) -> Self {
+        self.range(range.start.min(self.len)..range.end.min(self.len))
     }
 
     /// The part of the row that `range` names.

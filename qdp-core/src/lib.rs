@@ -16,6 +16,7 @@
 //! # Ok::<(), qdp_core::Error>(())
 //! ```
 
+pub mod coalesce;
 pub mod config;
 mod cpu;
 pub mod cuda;

@@ -176,16 +176,8 @@ impl StateBatch {
         let row_bytes = self.dim() * self.precision.size();
         match &*self.storage {
             Storage::Host(_) => {
-                for row in 0..self.batch() {
-                    let from =
-                        self.as_ptr().wrapping_add(row * self.row_stride * self.precision.size());
-                    // SAFETY: both hold a row of `row_bytes` at these addresses; the buffer is new,
-                    // so they do not overlap.
-                    unsafe {
-                        let to = buffer.as_ptr().add(row * row_bytes);
-                        std::ptr::copy_nonoverlapping(from, to, row_bytes);
-                    }
-                }
+                // SAFETY: the buffer is new and has room for the states.
+                unsafe { self.copy_rows_to(buffer.as_ptr()) };
             }
             Storage::Device(states) => {
                 states.copy_to_host(
@@ -198,19 +190,72 @@ impl StateBatch {
         Ok(Self::new(Storage::Host(buffer), self.precision, self.num_qubits, self.batch()))
     }
 
+    /// Copies states in host memory to `target`, rows without gaps.
+    ///
+    /// # Safety
+    ///
+    /// `target` has room for them, apart from them.
+    unsafe fn copy_rows_to(&self, target: *mut u8) {
+        let row_bytes = self.dim() * self.precision.size();
+        for row in 0..self.batch() {
+            let from = self.as_ptr().wrapping_add(row * self.row_stride * self.precision.size());
+            // SAFETY: a row of `row_bytes` is at both addresses, and the two do not overlap.
+            unsafe {
+                std::ptr::copy_nonoverlapping(from, target.add(row * row_bytes), row_bytes);
+            }
+        }
+    }
+
     /// A copy of the states on the device where they lie.
     pub fn copy(&self) -> Result<Self> {
         match &*self.storage {
             Storage::Host(_) => self.copy_to_host(),
-            Storage::Device(states) => {
-                let size = self.precision.size();
-                let copy = states.copy(
-                    self.as_ptr() as u64,
-                    (self.batch(), self.dim() * size, self.row_stride * size),
-                )?;
-                Ok(Self::new(Storage::Device(copy), self.precision, self.num_qubits, self.batch()))
+            Storage::Device(_) => Self::concatenate(std::slice::from_ref(self)),
+        }
+    }
+
+    /// The states of several batches as one new batch, on the device where they lie.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::InvalidArgument`] where there are none, or they differ in qubits, precision or
+    /// device; what validation found about any of several batches on a device, for which this
+    /// waits.
+    pub fn concatenate(parts: &[Self]) -> Result<Self> {
+        let kind = |part: &Self| (part.num_qubits, part.precision, part.device());
+        let Some(first) = parts.first() else {
+            return Err(Error::invalid("parts", "at least one batch", "none"));
+        };
+        if let Some(other) = parts.iter().find(|part| kind(part) != kind(first)) {
+            let describe = |part: &Self| {
+                let (qubits, precision, device) = kind(part);
+                format!("{precision} states of {qubits} qubit(s) on {device}")
+            };
+            return Err(Error::invalid("parts", describe(first), describe(other)));
+        }
+        let (size, batch) = (first.precision.size(), parts.iter().map(Self::batch).sum());
+        let mut on_device = Vec::with_capacity(parts.len());
+        for part in parts {
+            if let Storage::Device(states) = &*part.storage {
+                let layout = (part.batch(), part.dim() * size, part.row_stride * size);
+                on_device.push((states, part.as_ptr() as u64, layout));
             }
         }
+        let storage = if let Some(copy) = cuda::DeviceStates::copy(&on_device)? {
+            Storage::Device(copy)
+        } else {
+            let buffer = HostBuffer::new(batch as u128 * (first.dim() * size) as u128)?;
+            let mut target = buffer.as_ptr();
+            for part in parts {
+                // SAFETY: the buffer is new and has room for the states of all parts.
+                unsafe {
+                    part.copy_rows_to(target);
+                    target = target.add(part.num_bytes());
+                }
+            }
+            Storage::Host(buffer)
+        };
+        Ok(Self::new(storage, first.precision, first.num_qubits, batch))
     }
 
     /// All amplitudes, one state after another.

@@ -1,5 +1,6 @@
 //! `Engine` and `Plan`, and the one function that every encode goes through.
 
+use crate::coalesce::{self, Coalescer, Thresholds};
 use crate::errors::{Failure, Result};
 use crate::exchange::Table;
 use crate::future;
@@ -456,6 +457,85 @@ impl Engine {
         arguments.set_item("stream", stream)?;
         let class = CLASS.import(py, "qdp._stream", "StateStream")?;
         Ok(class.call1((slf, source, spec.dim(), batch_size, prefetch, arguments))?)
+    }
+
+    /// Encode the elements of an iterable as one batch: samples, shape `(features,)`, or batches of
+    /// them, of any kind that encode takes and, for amplitude, of any lengths.
+    ///
+    /// Returns a `StateBatch` with the states in their order. Element types may differ; the states
+    /// have the precision of the widest. Raises what encode raises, with a note on the element.
+    #[pyo3(signature = (
+        data, num_qubits, encoding="amplitude", *, rotation=None, reps=None, entanglement=None,
+        convention="qdp", validate="deferred", stream=None,
+    ))]
+    #[allow(clippy::too_many_arguments)] // one per keyword of the public method
+    fn encode_list<'py>(
+        &self,
+        data: &Bound<'py, PyAny>,
+        num_qubits: &Bound<'py, PyAny>,
+        encoding: &str,
+        rotation: Option<&str>,
+        reps: Option<&Bound<'py, PyAny>>,
+        entanglement: Option<&Bound<'py, PyAny>>,
+        convention: &str,
+        validate: &str,
+        stream: Option<&Bound<'py, PyAny>>,
+    ) -> Result<StateBatch> {
+        let spec =
+            SpecArgs { num_qubits, encoding, rotation, reps, entanglement, convention }.parse()?;
+        let call = Call {
+            engine: &self.engine,
+            spec: &spec,
+            precision: self.precision,
+            stream: options::stream_for(&self.engine, stream)?,
+            validate_now: options::validate_now(validate)?,
+        };
+        coalesce::encode_list(&call, data)
+    }
+
+    /// Collect samples one by one and encode them together: a scope whose end encodes what was
+    /// submitted in it.
+    ///
+    /// `with engine.coalesce(10) as batch:` and in it `handle = batch.submit(x)`; then
+    /// `handle.result()` are the states of x and `batch.states` those of all. What was submitted
+    /// is also encoded when `max_samples` samples or `max_bytes` bytes wait. The other arguments
+    /// are those of encode. Without a precision of the engine's, a batch has that of its widest
+    /// sample.
+    #[pyo3(signature = (
+        num_qubits, encoding="amplitude", *, rotation=None, reps=None, entanglement=None,
+        convention="qdp", validate="deferred", stream=None, max_samples=None, max_bytes=None,
+    ))]
+    #[allow(clippy::too_many_arguments)] // one per keyword of the public method
+    fn coalesce<'py>(
+        &self,
+        num_qubits: &Bound<'py, PyAny>,
+        encoding: &str,
+        rotation: Option<&str>,
+        reps: Option<&Bound<'py, PyAny>>,
+        entanglement: Option<&Bound<'py, PyAny>>,
+        convention: &str,
+        validate: &str,
+        stream: Option<&Bound<'py, PyAny>>,
+        max_samples: Option<&Bound<'py, PyAny>>,
+        max_bytes: Option<&Bound<'py, PyAny>>,
+    ) -> Result<Coalescer> {
+        let spec =
+            SpecArgs { num_qubits, encoding, rotation, reps, entanglement, convention }.parse()?;
+        let call = Call {
+            engine: &self.engine,
+            spec: &spec,
+            precision: self.precision,
+            stream: options::stream_for(&self.engine, stream)?,
+            validate_now: options::validate_now(validate)?,
+        };
+        let size = |argument, value: Option<&Bound<'py, PyAny>>| {
+            value.map(|value| options::size(argument, value)).transpose()
+        };
+        let thresholds = Thresholds {
+            max_samples: size("max_samples", max_samples)?,
+            max_bytes: size("max_bytes", max_bytes)?,
+        };
+        Coalescer::new(&call, &thresholds, stream)
     }
 
     /// Resolve an encoding once, to call it on one batch after another.

@@ -42,6 +42,7 @@ impl From<Failure> for PyErr {
         match failure {
             Failure::Python(error) => error,
             Failure::Core(Error::Interrupted) => interrupt::raised(),
+            Failure::Core(Error::Cancelled) => cancelled(),
             Failure::Core(error) => Python::attach(|py| {
                 // An exception about the exception (a broken installation, say) is better than
                 // none; the message is in it either way.
@@ -49,6 +50,17 @@ impl From<Failure> for PyErr {
             }),
         }
     }
+}
+
+/// What futures raise that were cancelled.
+fn cancelled() -> PyErr {
+    static CLASS: PyOnceLock<Py<PyAny>> = PyOnceLock::new();
+    Python::attach(|py| {
+        let raised = CLASS
+            .import(py, "concurrent.futures", "CancelledError")
+            .and_then(PyAnyMethods::call0);
+        raised.map_or_else(|error| error, PyErr::from_value)
+    })
 }
 
 /// [`Error::InvalidArgument`] that a Python exception is the reason for.

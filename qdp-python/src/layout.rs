@@ -5,7 +5,7 @@ use dlpark::TensorRef;
 use dlpark::ffi::{DLDataType, DLDevice, DLDeviceType};
 use numpy::{PyArrayDescrMethods, PyUntypedArray, PyUntypedArrayMethods};
 use pyo3::prelude::*;
-use qdp_core::{DType, Device, Error, Output, Precision};
+use qdp_core::{DType, Device, Error, Input, Output, Precision};
 use std::ops::Range;
 
 /// The shapes that arrays may have.
@@ -128,6 +128,16 @@ impl Layout {
             }
             .into()),
         }
+    }
+
+    /// The array as the core reads it.
+    ///
+    /// # Safety
+    ///
+    /// As for [`Input::from_raw`], with this layout.
+    pub(crate) unsafe fn input<'a>(&self) -> Input<'a> {
+        // SAFETY: passed on to the caller.
+        unsafe { Input::from_raw(self.ptr, self.dtype, self.device, self.shape, self.strides) }
     }
 
     /// The array as the core writes it.

@@ -6,6 +6,7 @@
 //! or waits is the core's, and runs without the GIL.
 
 mod arrow;
+mod coalesce;
 mod dlpack;
 mod engine;
 mod errors;
@@ -28,6 +29,8 @@ mod tensor;
 mod _qdp {
     use pyo3::prelude::*;
 
+    #[pymodule_export]
+    use crate::coalesce::{Coalescer, Handle};
     #[pymodule_export]
     use crate::engine::Engine;
     #[pymodule_export]

@@ -43,16 +43,21 @@ pub(crate) fn positive(argument: &'static str, value: &Bound<'_, PyAny>) -> Resu
     integer(argument, || "a positive integer".into(), 1..=u32::MAX, value)
 }
 
+/// A number of bytes or samples.
+pub(crate) fn size(argument: &'static str, value: &Bound<'_, PyAny>) -> Result<usize> {
+    integer(argument, || "a positive integer".into(), 1..=usize::MAX, value)
+}
+
 /// A Python integer, or what counts as one (`numpy.int64`); no `bool`, no float.
-fn integer(
+fn integer<T: TryFrom<i64> + PartialOrd>(
     argument: &'static str,
     expected: impl Fn() -> String,
-    range: std::ops::RangeInclusive<u32>,
+    range: std::ops::RangeInclusive<T>,
     value: &Bound<'_, PyAny>,
-) -> Result<u32> {
+) -> Result<T> {
     let number = if value.is_instance_of::<PyBool>() { None } else { value.extract::<i64>().ok() };
     number
-        .and_then(|number| u32::try_from(number).ok())
+        .and_then(|number| T::try_from(number).ok())
         .filter(|number| range.contains(number))
         .ok_or_else(|| invalid(argument, &expected(), value))
 }

@@ -111,27 +111,31 @@ impl DeviceStates {
         Ok(())
     }
 
-    /// A copy, without gaps, of rows that start at device address `from`.
-    pub(crate) fn copy(&self, from: u64, (rows, row_bytes, row_stride): RowLayout) -> Result<Self> {
-        let stream = self.backend.stream();
-        self.make_ready_on(stream)?;
-        let copy = self.backend.allocate(rows * row_bytes)?;
-        let start = (from - self.buffer.ptr()) as usize;
-        if row_stride == row_bytes {
-            let range = start..start + rows * row_bytes;
-            copy.copy_from_device(0, &self.buffer, range, stream)?;
-        } else {
-            for row in 0..rows {
-                let start = start + row * row_stride;
-                copy.copy_from_device(
-                    row * row_bytes,
-                    &self.buffer,
-                    start..start + row_bytes,
-                    stream,
-                )?;
+    /// A copy, without gaps, of rows that start at a device address; of several batches, one
+    /// behind the other, which have been checked then.
+    pub(crate) fn copy(parts: &[(&Self, u64, RowLayout)]) -> Result<Option<Self>> {
+        let Some(&(first, ..)) = parts.first() else { return Ok(None) };
+        if parts.len() > 1 {
+            parts.iter().try_for_each(|(states, ..)| states.check())?;
+        }
+        let backend = &first.backend;
+        let stream = backend.stream();
+        let bytes = parts.iter().map(|(.., (rows, row_bytes, _))| rows * row_bytes).sum();
+        let copy = backend.allocate(bytes)?;
+        let mut end = 0;
+        for &(states, from, (rows, row_bytes, row_stride)) in parts {
+            states.make_ready_on(stream)?;
+            let start = (from - states.buffer.ptr()) as usize;
+            let (pieces, bytes) =
+                if row_stride == row_bytes { (1, rows * row_bytes) } else { (rows, row_bytes) };
+            for piece in 0..pieces {
+                let start = start + piece * row_stride;
+                copy.copy_from_device(end, &states.buffer, start..start + bytes, stream)?;
+                end += bytes;
             }
         }
-        let ready = Ready::At(self.backend.event_on(stream)?);
-        Ok(Self::new(Arc::clone(&self.backend), copy, ready, self.ticket))
+        let ready = Ready::At(backend.event_on(stream)?);
+        let ticket = if parts.len() == 1 { first.ticket } else { None };
+        Ok(Some(Self::new(Arc::clone(backend), copy, ready, ticket)))
     }
 }

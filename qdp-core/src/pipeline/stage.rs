@@ -11,6 +11,7 @@ use crate::input::{Input, Row};
 use crate::plan::EncodePlan;
 use multiversion::multiversion;
 use num_complex::Complex;
+use parking_lot::Mutex;
 use std::collections::HashMap;
 use std::ops::RangeInclusive;
 
@@ -67,7 +68,15 @@ impl<'a> Staging<'a> {
         let mut sum = 0.0;
         let row_bytes = piece.columns.len() * self.dtype.size();
         for (sample, target) in piece.rows.clone().zip(target.chunks_exact_mut(row_bytes)) {
-            let row = self.input.row::<T>(sample).range(piece.columns.clone());
+            let row = self.input.row::<T>(sample).part(piece.columns.clone());
+            if sample + 2 < piece.rows.end
+                && let Some(ahead) = self.input.row::<T>(sample + 2).as_slice()
+            {
+                // Short rows may lie apart from each other, where no processor looks ahead.
+                cache::prefetch(&ahead[..ahead.len().min(BLOCK)]);
+            }
+            let (target, padding) = target.split_at_mut(row.len() * self.dtype.size());
+            padding.fill(0);
             if self.is_amplitude() {
                 let factor = self.factors.get(&sample).copied();
                 let (narrowed, factor) = (self.is_narrowed(), factor.unwrap_or(1.0));
@@ -200,6 +209,23 @@ impl<'a> Staging<'a> {
         }
     }
 }
+
+/// What is wrong with which samples of a host input, by their order.
+pub(crate) fn faults(plan: &EncodePlan, input: &Input<'_>) -> Vec<(usize, Error)> {
+    let (staging, found) = (Staging::new(plan, input), Mutex::new(Vec::new()));
+    let parallel = input.num_bytes() > ONE_THREAD_BYTES;
+    cpu::parallel::ENCODE.for_each(parallel, 0..input.batch(), |sample| {
+        if let Err(error) = staging.scan(sample..sample + 1) {
+            found.lock().push((sample, error));
+        }
+    });
+    let mut found = found.into_inner();
+    found.sort_unstable_by_key(|&(sample, _)| sample);
+    found
+}
+
+/// Less input than so many bytes is not worth a second thread to look at.
+const ONE_THREAD_BYTES: usize = 1 << 18;
 
 /// 2 to the exponent of `x`, which is normal.
 fn power_of_two_near(x: f64) -> f64 {

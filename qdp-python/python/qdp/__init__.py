@@ -11,6 +11,8 @@ from __future__ import annotations
 
 from qdp._future import EncodeFuture
 from qdp._qdp import (
+    CoalesceHandle,
+    Coalescer,
     Engine,
     Pinned,
     PipelineConfig,
@@ -42,6 +44,8 @@ from qdp.exceptions import (
 __all__ = [
     "BasisValueError",
     "CaptureError",
+    "CoalesceHandle",
+    "Coalescer",
     "DTypeError",
     "DeviceMismatchError",
     "DeviceUnavailableError",

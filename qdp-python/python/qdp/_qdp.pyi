@@ -1,5 +1,6 @@
 """Types of the native module."""
 
+from collections.abc import Iterable
 from typing import Any, ClassVar, Literal, Self, final
 
 import numpy as np
@@ -11,6 +12,8 @@ from qdp._stream import StateStream
 from qdp._types import Convention, Entanglement, Precision
 
 __all__ = [
+    "CoalesceHandle",
+    "Coalescer",
     "Engine",
     "Pinned",
     "PipelineConfig",
@@ -24,6 +27,28 @@ __all__ = [
 ]
 
 __version__: str
+
+@final
+class CoalesceHandle:
+    """The states of one request, once they are there."""
+
+    def result(self) -> StateBatch: ...
+    def exception(self) -> Exception | None: ...
+    def done(self) -> bool: ...
+    def cancelled(self) -> bool: ...
+
+@final
+class Coalescer:
+    """Collects requests and encodes them together: made by :meth:`qdp.Engine.coalesce`."""
+
+    @property
+    def states(self) -> StateBatch: ...
+    def submit(self, data: Any) -> CoalesceHandle: ...
+    def flush(self) -> None: ...
+    def stats(self) -> dict[str, Any]: ...
+    def __len__(self) -> int: ...
+    def __enter__(self) -> Self: ...
+    def __exit__(self, exception: object, *_rest: object) -> None: ...
 
 @final
 class Engine:
@@ -91,6 +116,33 @@ class Engine:
         validate: Literal["deferred", "now"] = "deferred",
         stream: Any = None,
     ) -> StateStream: ...
+    def encode_list(
+        self,
+        data: Iterable[Any],
+        num_qubits: int,
+        encoding: str = "amplitude",
+        *,
+        rotation: Literal["x", "y", "z"] | None = None,
+        reps: int | None = None,
+        entanglement: Entanglement | None = None,
+        convention: Convention = "qdp",
+        validate: Literal["deferred", "now"] = "deferred",
+        stream: Any = None,
+    ) -> StateBatch: ...
+    def coalesce(
+        self,
+        num_qubits: int,
+        encoding: str = "amplitude",
+        *,
+        rotation: Literal["x", "y", "z"] | None = None,
+        reps: int | None = None,
+        entanglement: Entanglement | None = None,
+        convention: Convention = "qdp",
+        validate: Literal["deferred", "now"] = "deferred",
+        stream: Any = None,
+        max_samples: int | None = None,
+        max_bytes: int | None = None,
+    ) -> Coalescer: ...
     def plan(
         self,
         num_qubits: int,
