@@ -180,11 +180,6 @@ impl RowRef {
     pub(crate) fn contiguous(ptr: *const u8, len: usize) -> Self {
         Self { ptr, len, stride: 1 }
     }
-
-    /// Values.
-    pub(crate) fn len(&self) -> usize {
-        self.len
-    }
 }
 
 /// An [`Input`] and what keeps its memory: what asynchronous work takes along.

@@ -56,9 +56,8 @@ impl From<Failure> for PyErr {
 fn cancelled() -> PyErr {
     static CLASS: PyOnceLock<Py<PyAny>> = PyOnceLock::new();
     Python::attach(|py| {
-        let raised = CLASS
-            .import(py, "concurrent.futures", "CancelledError")
-            .and_then(PyAnyMethods::call0);
+        let raised =
+            CLASS.import(py, "concurrent.futures", "CancelledError").and_then(PyAnyMethods::call0);
         raised.map_or_else(|error| error, PyErr::from_value)
     })
 }

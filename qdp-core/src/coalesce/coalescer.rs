@@ -44,9 +44,16 @@ impl CoalesceOptions {
 
 /// A request that waits.
 struct Queued<K> {
-    input: Input<'static>,
+    waiting: Waiting,
     /// What keeps its memory.
     keep: K,
+}
+
+/// A request's number, and its samples.
+#[derive(Clone, Copy)]
+struct Waiting {
+    request: usize,
+    input: Input<'static>,
 }
 
 /// What became of a request.
@@ -165,7 +172,8 @@ impl<K> Coalescer<K> {
         let input = unsafe { input.for_any_lifetime() };
         self.queued_samples += samples;
         self.queued_bytes += input.num_bytes();
-        self.queue.push(Queued { input, keep });
+        let waiting = Waiting { request: self.outcomes.len(), input };
+        self.queue.push(Queued { waiting, keep });
         self.outcomes.push(Outcome::Queued);
         if self.queued_samples >= self.options.max_samples {
             return Some(FlushReason::Samples);
@@ -218,10 +226,9 @@ impl<K> Coalescer<K> {
 
     /// Lets go of what waits; those requests fail with [`Error::Cancelled`].
     pub fn cancel(&mut self) {
-        let first = self.outcomes.len() - self.queue.len();
         self.stats.cancelled += self.queue.len() as u64;
-        for outcome in &mut self.outcomes[first..] {
-            *outcome = Outcome::Failed(Box::new(Error::Cancelled));
+        for queued in &self.queue {
+            self.outcomes[queued.waiting.request] = Outcome::Failed(Box::new(Error::Cancelled));
         }
         self.dequeue();
     }
@@ -340,30 +347,28 @@ impl<K> Coalescer<K> {
         }
         let waited = self.since.map(|since| since.elapsed()).unwrap_or_default();
         self.stats.flushed(reason, self.queued_samples, waited);
-        let base = self.outcomes.len() - self.queue.len();
-        let inputs: Vec<Input<'static>> = self.queue.iter().map(|queued| queued.input).collect();
-        let mut result = Ok(());
-        for run in runs(&self.spec, &inputs) {
-            let encoded = self.encode_run(&inputs[run.clone()], base + run.start);
-            result = result.and(encoded);
+        let waiting: Vec<Waiting> = self.queue.iter().map(|queued| queued.waiting).collect();
+        let (mut result, spec) = (Ok(()), self.spec.clone());
+        for run in waiting.chunk_by(|a, b| go_together(&spec, &a.input, &b.input)) {
+            result = result.and(self.encode_run(run));
         }
         self.dequeue();
         result
     }
 
     /// Encodes consecutive requests as one batch, less those that have something wrong with them.
-    fn encode_run(&mut self, inputs: &[Input<'static>], base: usize) -> Result<()> {
-        let mut good: Vec<usize> = (0..inputs.len()).collect();
-        while let Some(&first) = good.first() {
-            let dtypes = || good.iter().map(|&i| inputs[i].dtype());
-            let dtype = dtypes().fold(inputs[first].dtype(), promote);
+    fn encode_run(&mut self, run: &[Waiting]) -> Result<()> {
+        let mut good = run.to_vec();
+        while let Some(first) = good.first() {
+            let dtypes = || good.iter().map(|waiting| waiting.input.dtype());
+            let dtype = dtypes().fold(first.input.dtype(), promote);
             let wide = dtypes().any(|dtype| dtype.natural_precision() == Precision::Complex128);
             let natural = if wide { Precision::Complex128 } else { Precision::Complex64 };
             let precision = Some(self.options.encode.precision.unwrap_or(natural));
             let mut gathered = Gathered::default();
-            for &request in &good {
-                // SAFETY: the queue keeps the memory, which is not changed before this is dropped.
-                unsafe { gathered.push(&inputs[request], dtype) };
+            for waiting in &good {
+                // SAFETY: the queue keeps the memory, and is not changed before this is dropped.
+                unsafe { gathered.push(&waiting.input, dtype) };
             }
             let input = gathered.input(dtype);
             let options = EncodeOptions { precision, ..self.options.encode };
@@ -371,10 +376,10 @@ impl<K> Coalescer<K> {
                 Ok(states) => {
                     let (part, mut end) = (self.parts.len(), 0);
                     self.parts.push(states);
-                    for &request in &good {
-                        let rows = end..end + inputs[request].batch();
+                    for waiting in &good {
+                        let rows = end..end + waiting.input.batch();
                         end = rows.end;
-                        self.outcomes[base + request] = Outcome::Encoded { part, rows };
+                        self.outcomes[waiting.request] = Outcome::Encoded { part, rows };
                     }
                     return Ok(());
                 }
@@ -383,50 +388,45 @@ impl<K> Coalescer<K> {
             let before = good.len();
             if error.sample().is_some() {
                 let plan = self.engine.plan(&input, &self.spec, precision)?;
-                let mut faults = stage::faults(&plan, &input).into_iter().peekable();
-                let mut end = 0;
-                good.retain(|&request| {
-                    let start = end;
-                    end += inputs[request].batch();
-                    let mut first_fault = None;
-                    while let Some((sample, fault)) = faults.next_if(|&(sample, _)| sample < end) {
-                        first_fault.get_or_insert_with(|| fault.about_sample(sample - start));
-                    }
-                    let Some(fault) = first_fault else { return true };
-                    self.stats.failed += 1;
-                    self.outcomes[base + request] = Outcome::Failed(Box::new(fault));
-                    false
-                });
+                self.fail_bad(&mut good, stage::faults(&plan, &input));
             }
             if good.len() == before {
                 // Not about any request.
                 self.stats.failed += good.len() as u64;
                 let shared =
                     if error == Error::Interrupted { Error::Cancelled } else { error.clone() };
-                for &request in &good {
-                    self.outcomes[base + request] = Outcome::Failed(Box::new(shared.clone()));
+                for waiting in &good {
+                    self.outcomes[waiting.request] = Outcome::Failed(Box::new(shared.clone()));
                 }
                 return Err(error);
             }
         }
         Ok(())
     }
+
+    /// Takes requests out of `good` that have something wrong with a sample, of all their samples.
+    fn fail_bad(&mut self, good: &mut Vec<Waiting>, faults: Vec<(usize, Error)>) {
+        let mut faults = faults.into_iter().peekable();
+        let mut end = 0;
+        good.retain(|waiting| {
+            let start = end;
+            end += waiting.input.batch();
+            let mut first = None;
+            while let Some((sample, fault)) = faults.next_if(|&(sample, _)| sample < end) {
+                first.get_or_insert_with(|| fault.about_sample(sample - start));
+            }
+            let Some(fault) = first else { return true };
+            self.stats.failed += 1;
+            self.outcomes[waiting.request] = Outcome::Failed(Box::new(fault));
+            false
+        });
+    }
 }
 
-/// Cuts requests into runs that one plan can encode. Amplitudes of any length can be, as the
-/// shorter ones are padded; an index and bits cannot.
-fn runs(spec: &EncodeSpec, inputs: &[Input<'_>]) -> Vec<Range<usize>> {
-    let any_length = *spec.encoding() == Encoding::Amplitude;
-    let mut runs: Vec<Range<usize>> = Vec::new();
-    for (i, input) in inputs.iter().enumerate() {
-        match runs.last_mut() {
-            Some(run) if any_length || inputs[run.start].features() == input.features() => {
-                run.end = i + 1;
-            }
-            _ => runs.push(i..i + 1),
-        }
-    }
-    runs
+/// Whether one plan can encode both. Amplitudes of any length go together, as the shorter ones are
+/// padded; an index and bits do not.
+fn go_together(spec: &EncodeSpec, a: &Input<'_>, b: &Input<'_>) -> bool {
+    *spec.encoding() == Encoding::Amplitude || a.features() == b.features()
 }
 
 impl<K> std::fmt::Debug for Coalescer<K> {

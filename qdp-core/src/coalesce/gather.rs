@@ -35,6 +35,7 @@ impl Gathered {
     ///
     /// The memory of `input` must be as [`Input::from_raw`] asks until this is dropped.
     pub(super) unsafe fn push(&mut self, input: &Input<'_>, dtype: DType) {
+        self.features = self.features.max(input.features());
         for sample in 0..input.batch() {
             let row = if input.dtype() == dtype {
                 input.row_ref(sample)
@@ -44,7 +45,6 @@ impl Gathered {
                 self.converted.push(row);
                 RowRef::contiguous(ptr, len)
             };
-            self.features = self.features.max(row.len());
             self.rows.push(row);
         }
     }

@@ -9,6 +9,8 @@ mod coalescer;
 mod gather;
 mod scope;
 mod stats;
+#[cfg(test)]
+mod tests;
 
 pub use coalescer::{CoalesceOptions, Coalescer};
 pub use scope::{Coalesced, Handle, Scope};
