@@ -128,17 +128,4 @@ extern "C" __global__ void __launch_bounds__(qdp::LONG_THREADS)
         qdp::amplitude_long<T, R>(args);                            \
     }
 
-QDP_AMPLITUDE(uint8_t, u8)
-QDP_AMPLITUDE(uint16_t, u16)
-QDP_AMPLITUDE(uint32_t, u32)
-QDP_AMPLITUDE(unsigned long long, u64)
-QDP_AMPLITUDE(int8_t, i8)
-QDP_AMPLITUDE(int16_t, i16)
-QDP_AMPLITUDE(int32_t, i32)
-QDP_AMPLITUDE(long long, i64)
-QDP_AMPLITUDE(__half, f16)
-QDP_AMPLITUDE(__nv_bfloat16, bf16)
-QDP_AMPLITUDE(float, f32)
-QDP_AMPLITUDE(double, f64)
-QDP_AMPLITUDE(qdp::Complex<float>, c64)
-QDP_AMPLITUDE(qdp::Complex<double>, c128)
+QDP_FOR_ELEMENTS(QDP_AMPLITUDE)

@@ -7,6 +7,23 @@
 #include "common.cuh"
 #include "team.cuh"
 
+// Every element type of an input and its part of a kernel's name.
+#define QDP_FOR_ELEMENTS(KERNELS) \
+    KERNELS(uint8_t, u8)                 \
+    KERNELS(uint16_t, u16)               \
+    KERNELS(uint32_t, u32)               \
+    KERNELS(unsigned long long, u64)     \
+    KERNELS(int8_t, i8)                  \
+    KERNELS(int16_t, i16)                \
+    KERNELS(int32_t, i32)                \
+    KERNELS(long long, i64)              \
+    KERNELS(__half, f16)                 \
+    KERNELS(__nv_bfloat16, bf16)         \
+    KERNELS(float, f32)                  \
+    KERNELS(double, f64)                 \
+    KERNELS(qdp::Complex<float>, c64)    \
+    KERNELS(qdp::Complex<double>, c128)
+
 namespace qdp {
 
 // 2^-960; see qdp-core/src/encoding/amplitude.rs.

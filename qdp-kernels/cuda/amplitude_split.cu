@@ -136,17 +136,4 @@ QDP_SCALE(double, c128)
         qdp::amplitude_spread<T, R>(args);                                \
     }
 
-QDP_SPREAD(uint8_t, u8)
-QDP_SPREAD(uint16_t, u16)
-QDP_SPREAD(uint32_t, u32)
-QDP_SPREAD(unsigned long long, u64)
-QDP_SPREAD(int8_t, i8)
-QDP_SPREAD(int16_t, i16)
-QDP_SPREAD(int32_t, i32)
-QDP_SPREAD(long long, i64)
-QDP_SPREAD(__half, f16)
-QDP_SPREAD(__nv_bfloat16, bf16)
-QDP_SPREAD(float, f32)
-QDP_SPREAD(double, f64)
-QDP_SPREAD(qdp::Complex<float>, c64)
-QDP_SPREAD(qdp::Complex<double>, c128)
+QDP_FOR_ELEMENTS(QDP_SPREAD)
