@@ -1,17 +1,21 @@
 //! The one place that reads the environment. Parsed once, at first use.
 
+use crate::error::{Error, Result};
 use crate::pipeline::config::PipelineConfig;
+use std::cell::RefCell;
 use std::str::FromStr;
 use std::sync::OnceLock;
 
 /// Settings of the process.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq)]
 pub struct Config {
     /// Threads of the CPU backend and of host staging (`QDP_NUM_THREADS`; default: as many as the
     /// process may use).
     pub num_threads: usize,
     /// Defaults of an engine's pipeline (`QDP_PIPELINE_*`).
     pub pipeline: PipelineConfig,
+    /// What is wrong with a variable, which then counts as not set.
+    problem: Option<Error>,
 }
 
 impl Config {
@@ -24,54 +28,78 @@ impl Config {
         })
     }
 
+    /// Raises what is wrong with the first variable that is not what it may be.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::InvalidArgument`] names the variable.
+    pub fn check(&self) -> Result<()> {
+        self.problem.clone().map_or(Ok(()), Err)
+    }
+
     fn parse(read: impl Fn(&str) -> Option<String>) -> Self {
+        let variables = Variables { read, problem: RefCell::default() };
         let available = || std::thread::available_parallelism().map_or(1, usize::from);
         // More would only exhaust the system.
         let num_threads =
-            positive(&read, "QDP_NUM_THREADS").map_or_else(available, |n| n.min(1024));
+            variables.positive("QDP_NUM_THREADS").map_or_else(available, |n| n.min(1024));
         let built_in = PipelineConfig::built_in(num_threads);
-        let bytes = |name, usual| positive(&read, name).unwrap_or(usual);
-        let largest = bytes("QDP_PIPELINE_MAX_CHUNK_BYTES", built_in.max_chunk_bytes);
+        let number = |name, usual| variables.positive(name).unwrap_or(usual);
+        let largest = number("QDP_PIPELINE_MAX_CHUNK_BYTES", built_in.max_chunk_bytes);
         let usual = built_in.clone().within(largest);
         let pipeline = PipelineConfig {
-            slots: bytes("QDP_PIPELINE_SLOTS", built_in.slots),
-            min_chunk_bytes: bytes("QDP_PIPELINE_MIN_CHUNK_BYTES", usual.min_chunk_bytes),
+            slots: number("QDP_PIPELINE_SLOTS", built_in.slots),
+            min_chunk_bytes: number("QDP_PIPELINE_MIN_CHUNK_BYTES", usual.min_chunk_bytes),
             max_chunk_bytes: largest,
-            direct_bytes: parsed(&read, "QDP_PIPELINE_DIRECT_BYTES", |_| true)
+            direct_bytes: variables
+                .parsed("QDP_PIPELINE_DIRECT_BYTES", "a number of bytes", |_| true)
                 .unwrap_or(usual.direct_bytes),
-            staging_threads: bytes("QDP_PIPELINE_STAGING_THREADS", built_in.staging_threads)
+            staging_threads: number("QDP_PIPELINE_STAGING_THREADS", built_in.staging_threads)
                 .min(1024),
-            max_batch_bytes: positive(&read, "QDP_PIPELINE_MAX_BATCH_BYTES"),
-            max_batch_samples: positive(&read, "QDP_PIPELINE_MAX_BATCH_SAMPLES"),
-            timing: parsed(&read, "QDP_PIPELINE_TIMING", |&on: &u8| on <= 1) == Some(1),
+            max_batch_bytes: variables.positive("QDP_PIPELINE_MAX_BATCH_BYTES"),
+            max_batch_samples: variables.positive("QDP_PIPELINE_MAX_BATCH_SAMPLES"),
+            timing: variables.parsed("QDP_PIPELINE_TIMING", "0 or 1", |&on: &u8| on <= 1)
+                == Some(1),
         };
+        let mut problem = variables.problem.into_inner();
         let pipeline = match pipeline.validate() {
             Ok(()) => pipeline,
             Err(error) => {
-                tracing::warn!("the QDP_PIPELINE_* settings do not go together ({error}); ignored");
+                let expected = "settings that go together";
+                problem.get_or_insert_with(|| Error::invalid("QDP_PIPELINE_*", expected, error));
                 built_in
             }
         };
-        Self { num_threads, pipeline }
+        Self { num_threads, pipeline, problem }
     }
 }
 
-fn positive(read: &impl Fn(&str) -> Option<String>, name: &str) -> Option<usize> {
-    parsed(read, name, |&number| number >= 1)
+/// The environment, and the first thing that is wrong with it.
+struct Variables<R> {
+    read: R,
+    problem: RefCell<Option<Error>>,
 }
 
-/// The variable's value; `None` where it has none, or, with a warning, none that is valid.
-fn parsed<T: FromStr>(
-    read: &impl Fn(&str) -> Option<String>,
-    name: &str,
-    valid: impl Fn(&T) -> bool,
-) -> Option<T> {
-    let text = read(name)?;
-    let value = text.trim().parse().ok().filter(valid);
-    if value.is_none() {
-        tracing::warn!("{name}={text:?} is not a number that it may be; ignored");
+impl<R: Fn(&str) -> Option<String>> Variables<R> {
+    fn positive(&self, name: &'static str) -> Option<usize> {
+        self.parsed(name, "a positive integer", |&number| number >= 1)
     }
-    value
+
+    /// The variable's value; `None` where it has none that is valid.
+    fn parsed<T: FromStr>(
+        &self,
+        name: &'static str,
+        expected: &str,
+        valid: impl Fn(&T) -> bool,
+    ) -> Option<T> {
+        let text = (self.read)(name)?;
+        let value = text.trim().parse().ok().filter(valid);
+        if value.is_none() {
+            let error = || Error::invalid(name, expected, format!("{text:?}"));
+            self.problem.borrow_mut().get_or_insert_with(error);
+        }
+        value
+    }
 }
 
 #[cfg(test)]
@@ -89,8 +117,15 @@ mod tests {
     fn thread_count_is_parsed_or_falls_back() {
         let available = with(&[]).num_threads;
         assert_eq!(with(&[("QDP_NUM_THREADS", " 3 ")]).num_threads, 3);
-        assert_eq!(with(&[("QDP_NUM_THREADS", "0")]).num_threads, available);
-        assert_eq!(with(&[("QDP_NUM_THREADS", "many")]).num_threads, available);
+        for wrong in ["0", "many", "-1", ""] {
+            let config = with(&[("QDP_NUM_THREADS", wrong)]);
+            assert_eq!(config.num_threads, available);
+            let error = config.check().unwrap_err();
+            assert!(
+                matches!(error, Error::InvalidArgument { argument: "QDP_NUM_THREADS", .. }),
+                "{error}"
+            );
+        }
     }
 
     #[test]
@@ -106,6 +141,9 @@ mod tests {
         assert_eq!((pipeline.max_batch_samples, pipeline.max_batch_bytes), (Some(100), None));
         let wrong = with(&[("QDP_PIPELINE_SLOTS", "8"), ("QDP_PIPELINE_MAX_CHUNK_BYTES", "5")]);
         assert_eq!(wrong.pipeline, with(&[]).pipeline);
-        assert_eq!(with(&[("QDP_PIPELINE_SLOTS", "x")]).pipeline, with(&[]).pipeline);
+        assert!(wrong.check().is_err() && with(&[]).check().is_ok());
+        let wrong = with(&[("QDP_PIPELINE_SLOTS", "x"), ("QDP_PIPELINE_TIMING", "1")]);
+        assert_eq!(wrong.pipeline, with(&[("QDP_PIPELINE_TIMING", "1")]).pipeline);
+        assert!(wrong.check().unwrap_err().to_string().starts_with("QDP_PIPELINE_SLOTS"));
     }
 }

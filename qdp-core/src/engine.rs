@@ -140,8 +140,14 @@ impl Engine {
     ///
     /// # Errors
     ///
-    /// [`Error::InvalidArgument`] for settings that do not go together; those of [`Engine::open`].
+    /// [`Error::InvalidArgument`] for settings that do not go together, and for a variable of the
+    /// environment that is not what it may be; those of [`Engine::open`].
     pub fn open_with(device: Device, pipeline: PipelineConfig) -> Result<Self> {
+        Config::get().check()?;
+        Self::open_whatever_the_environment(device, pipeline)
+    }
+
+    fn open_whatever_the_environment(device: Device, pipeline: PipelineConfig) -> Result<Self> {
         pipeline.validate()?;
         let backend = match device {
             Device::Cpu => Backend::Cpu,
@@ -150,14 +156,16 @@ impl Engine {
         Ok(Self { shared: Arc::new(Shared::new(backend)) })
     }
 
-    /// Opens the first CUDA device where it is usable, else the CPU.
+    /// Opens the first CUDA device where it is usable, else the CPU. Variables of the environment
+    /// that are not what they may be count as not set ([`Config::check`] says so).
     pub fn open_default() -> Self {
         Self::open_default_with(PipelineConfig::default())
     }
 
     /// [`Engine::open_default`] with settings for the pipeline.
     pub fn open_default_with(pipeline: PipelineConfig) -> Self {
-        Self::open_with(Device::Cuda(0), pipeline).unwrap_or_else(|reason| {
+        let engine = Self::open_whatever_the_environment(Device::Cuda(0), pipeline);
+        engine.unwrap_or_else(|reason| {
             tracing::info!("using the CPU backend: {reason}");
             Self { shared: Arc::new(Shared::new(Backend::Cpu)) }
         })
@@ -218,8 +226,11 @@ impl Engine {
     }
 
     fn find_plan(&self, key: PlanKey) -> Result<Arc<EncodePlan>> {
-        if let Some(plan) = self.shared.plans.read().get(&key) {
-            return Ok(Arc::clone(plan));
+        // Nobody waits for these locks: a process may have been forked while a thread that it does
+        // not have held one, and a plan is soon made.
+        if let Some(plan) = self.shared.plans.try_read().and_then(|plans| plans.get(&key).cloned())
+        {
+            return Ok(plan);
         }
         let amplitude = *key.spec.encoding() == crate::encoding::Encoding::Amplitude;
         if key.dtype.is_complex() && !amplitude {
@@ -230,11 +241,12 @@ impl Engine {
             });
         }
         let plan = Arc::new(EncodePlan::new(key.clone())?);
-        let mut plans = self.shared.plans.write();
-        if plans.len() >= MAX_PLANS {
-            plans.clear();
+        if let Some(mut plans) = self.shared.plans.try_write() {
+            if plans.len() >= MAX_PLANS {
+                plans.clear();
+            }
+            plans.insert(key, Arc::clone(&plan));
         }
-        plans.insert(key, Arc::clone(&plan));
         Ok(plan)
     }
 

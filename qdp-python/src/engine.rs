@@ -16,6 +16,7 @@ use dlpark::versioned::Dlpack;
 use pyo3::prelude::*;
 use pyo3::sync::PyOnceLock;
 use pyo3::types::PyDict;
+use qdp_core::config::Config;
 use qdp_core::cuda::{Encoded, RawStream};
 use qdp_core::{DType, Device, EncodeOptions, EncodeSpec, Encoding, Error, Precision};
 use std::sync::OnceLock;
@@ -281,7 +282,8 @@ pub(crate) fn out_of_memory(engine: &qdp_core::Engine, needed: u128) -> Failure 
 /// each input: float64, complex128 and 64-bit integers give complex128, everything else complex64.
 /// `pipeline` says how host input is brought to the device. An engine may be shared by threads.
 ///
-/// Raises `DeviceUnavailableError` when a device is named and cannot be opened.
+/// Raises `DeviceUnavailableError` when a device is named and cannot be opened, and
+/// `InvalidArgumentError` for a variable of the environment that is not what it may be.
 #[pyclass(frozen, module = "qdp", name = "Engine")]
 pub(crate) struct Engine {
     engine: qdp_core::Engine,
@@ -298,6 +300,7 @@ impl Engine {
         precision: Option<&str>,
         pipeline: Option<&PipelineConfig>,
     ) -> Result<Self> {
+        Config::get().check()?;
         let precision = precision.map(options::precision).transpose()?;
         let device: Option<Device> = device.map(str::parse).transpose()?;
         let pipeline = pipeline.map(PipelineConfig::get).unwrap_or_default();
@@ -373,8 +376,8 @@ impl Engine {
     /// change before. Data on a device is encoded at the call, on its stream, so the future that
     /// comes back is done.
     ///
-    /// Values that name no state are reported by the future, everything else that is wrong at the
-    /// call.
+    /// What is wrong with the arguments raises at the call. What is wrong with the values, and what
+    /// keeps the encode from being done when its turn comes (memory, the driver), is the future's.
     #[pyo3(signature = (
         data, num_qubits, encoding="amplitude", *, rotation=None, reps=None, entanglement=None,
         convention="qdp", validate="deferred", stream=None, out=None,
@@ -411,13 +414,16 @@ impl Engine {
     /// `batch_size` samples where it lies (a `numpy.memmap` may be far larger than memory), or an
     /// iterable of batches, each encoded as it comes, or of samples, of which `batch_size` are
     /// collected. `batch_size=None` takes as many as keep `prefetch + 2` results within a quarter
-    /// of the free memory, and each within a gibibyte. At most `prefetch` batches are taken from
+    /// of the free memory, and each within a gibibyte. At most `prefetch` batches (2) are taken from
     /// the source and encoded ahead of the one that is asked for.
+    ///
+    /// Batches are read while later ones are asked for, so a source must not write to one that it
+    /// has handed out; single samples are copied as they come. A table's rows are the samples.
     ///
     /// The other arguments are those of encode. An exception of the source or of an encode is
     /// raised in the place of its batch and ends the stream.
     #[pyo3(signature = (
-        source, num_qubits, encoding="amplitude", *, batch_size=None, prefetch=2, rotation=None,
+        source, num_qubits, encoding="amplitude", *, batch_size=None, prefetch=None, rotation=None,
         reps=None, entanglement=None, convention="qdp", validate="deferred", stream=None,
     ))]
     #[allow(clippy::too_many_arguments)] // one per keyword of the public method
@@ -427,7 +433,7 @@ impl Engine {
         num_qubits: &Bound<'py, PyAny>,
         encoding: &str,
         batch_size: Option<&Bound<'py, PyAny>>,
-        prefetch: i64,
+        prefetch: Option<&Bound<'py, PyAny>>,
         rotation: Option<&str>,
         reps: Option<&Bound<'py, PyAny>>,
         entanglement: Option<&Bound<'py, PyAny>>,
@@ -444,8 +450,7 @@ impl Engine {
         options::stream_for(&slf.get().engine, stream)?;
         let batch_size =
             batch_size.map(|size| options::positive("batch_size", size)).transpose()?;
-        let prefetch = u32::try_from(prefetch)
-            .map_err(|_| Error::invalid("prefetch", "a non-negative integer", prefetch))?;
+        let prefetch = prefetch.map_or(Ok(2), |prefetch| options::count("prefetch", prefetch))?;
         let arguments = PyDict::new(py);
         arguments.set_item("num_qubits", num_qubits)?;
         arguments.set_item("encoding", encoding)?;
@@ -607,7 +612,7 @@ impl Engine {
     /// `slot_bytes` of each; `direct`, whether it takes the direct path. These are zero where the
     /// states do not fit. Raises what encode raises about its arguments.
     #[pyo3(signature = (
-        num_qubits, encoding="amplitude", batch_size=1, *, dtype="float64", num_features=None,
+        num_qubits, encoding="amplitude", batch_size=None, *, dtype="float64", num_features=None,
         on_device=false, rotation=None, reps=None, entanglement=None, convention="qdp",
     ))]
     #[allow(clippy::too_many_arguments)] // one per keyword of the public method
@@ -616,9 +621,9 @@ impl Engine {
         py: Python<'py>,
         num_qubits: &Bound<'py, PyAny>,
         encoding: &str,
-        batch_size: usize,
+        batch_size: Option<&Bound<'py, PyAny>>,
         dtype: &str,
-        num_features: Option<usize>,
+        num_features: Option<&Bound<'py, PyAny>>,
         on_device: bool,
         rotation: Option<&str>,
         reps: Option<&Bound<'py, PyAny>>,
@@ -627,7 +632,12 @@ impl Engine {
     ) -> Result<Bound<'py, PyDict>> {
         let spec =
             SpecArgs { num_qubits, encoding, rotation, reps, entanglement, convention }.parse()?;
-        let samples = (dtype.parse()?, num_features.unwrap_or_else(|| spec.num_features()));
+        let count = |argument, value: Option<&Bound<'py, PyAny>>| {
+            value.map(|value| options::count(argument, value)).transpose()
+        };
+        let batch_size = count("batch_size", batch_size)?.unwrap_or(1);
+        let features = count("num_features", num_features)?;
+        let samples = (dtype.parse()?, features.unwrap_or_else(|| spec.num_features()));
         let device = if on_device { self.engine.device() } else { Device::Cpu };
         let estimate =
             py.detach(|| self.engine.estimate(&spec, samples, batch_size, self.precision, device))?;
@@ -646,6 +656,16 @@ impl Engine {
 /// Tells the core that the process is about to end.
 #[pyfunction]
 pub(crate) fn begin_shutdown(py: Python<'_>) {
+    if !is_main_interpreter(py) {
+        return;
+    }
     future::finish_all(py);
     qdp_core::cuda::begin_shutdown();
+}
+
+/// Whether this is the process's first interpreter, whose end is the process's. Others cannot import
+/// this module, but run what it has registered.
+fn is_main_interpreter(_py: Python<'_>) -> bool {
+    // SAFETY: the GIL is held, so there is an interpreter.
+    unsafe { pyo3::ffi::PyInterpreterState_GetID(pyo3::ffi::PyInterpreterState_Get()) == 0 }
 }

@@ -13,7 +13,7 @@ use pyo3::exceptions::{PyMemoryError, PyTypeError};
 use pyo3::intern;
 use pyo3::prelude::*;
 use pyo3::sync::PyOnceLock;
-use pyo3::types::PyDict;
+use pyo3::types::{PyDict, PyList, PyTuple};
 use qdp_core::cuda::RawStream;
 use qdp_core::{DType, Device, Engine, Error, Input, OwnedInput};
 use std::ffi::{c_char, c_void};
@@ -176,6 +176,14 @@ impl<'py> Data<'py> {
     fn from_values(object: &Bound<'py, PyAny>) -> Result<Self> {
         static ASARRAY: PyOnceLock<Py<PyAny>> = PyOnceLock::new();
         let py = object.py();
+        // NumPy would take the hidden values of its elements.
+        if object.is_instance_of::<PyList>() || object.is_instance_of::<PyTuple>() {
+            for item in object.try_iter()? {
+                if let Ok(array) = item?.cast_into::<PyUntypedArray>() {
+                    refuse_mask(&array)?;
+                }
+            }
+        }
         let asarray = ASARRAY.import(py, "numpy", "asarray")?;
         let array = asarray.call1((object,)).map_err(|error| {
             if error.is_instance_of::<PyMemoryError>(py) {

@@ -1,6 +1,7 @@
 //! Arguments of the public functions, from Python values to the core's types.
 
 use crate::errors::{Failure, Result};
+use pyo3::exceptions::PyOverflowError;
 use pyo3::intern;
 use pyo3::prelude::*;
 use pyo3::types::{PyBool, PyInt, PyString};
@@ -40,7 +41,18 @@ pub(crate) fn num_qubits(value: &Bound<'_, PyAny>) -> Result<u32> {
 }
 
 pub(crate) fn positive(argument: &'static str, value: &Bound<'_, PyAny>) -> Result<u32> {
-    integer(argument, || "a positive integer".into(), 1..=u32::MAX, value)
+    integer(argument, || format!("an integer from 1 to {}", u32::MAX), 1..=u32::MAX, value)
+}
+
+/// An integer that is no smaller than zero. Another type is a plain `TypeError`.
+pub(crate) fn count(argument: &'static str, value: &Bound<'_, PyAny>) -> Result<usize> {
+    value.extract::<usize>().map_err(|error| {
+        if error.is_instance_of::<PyOverflowError>(value.py()) {
+            let expected = format!("an integer from 0 to {}", usize::MAX);
+            return invalid(argument, &expected, value);
+        }
+        error.into()
+    })
 }
 
 /// A number of bytes or samples.

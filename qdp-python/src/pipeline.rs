@@ -1,9 +1,11 @@
 //! `PipelineConfig`: how host input is brought to a device.
 
 use crate::errors::Result;
+use crate::options;
 use pyo3::prelude::*;
 use pyo3::types::PyDict;
 use qdp_core::Estimate;
+use qdp_core::config::Config;
 
 /// How host input is brought to a device. Whatever is not named keeps its default, or
 /// what the environment names (`QDP_PIPELINE_SLOTS` and so on).
@@ -14,7 +16,8 @@ use qdp_core::Estimate;
 /// `max_batch_samples` of input in a round, after which other calls have their turn; `timing`, to
 /// measure in `Engine.stats()` how far copies and kernels overlap.
 ///
-/// Raises `InvalidArgumentError` where the settings do not go together.
+/// Raises `InvalidArgumentError` where the settings do not go together, and where a variable of the
+/// environment is not what it may be.
 #[pyclass(frozen, eq, module = "qdp", name = "PipelineConfig")]
 #[derive(Clone, PartialEq)]
 pub(crate) struct PipelineConfig {
@@ -36,26 +39,34 @@ impl PipelineConfig {
     ))]
     #[allow(clippy::too_many_arguments)] // one per setting
     fn new(
-        slots: Option<usize>,
-        min_chunk_bytes: Option<usize>,
-        max_chunk_bytes: Option<usize>,
-        direct_bytes: Option<usize>,
-        staging_threads: Option<usize>,
-        max_batch_bytes: Option<usize>,
-        max_batch_samples: Option<usize>,
+        slots: Option<&Bound<'_, PyAny>>,
+        min_chunk_bytes: Option<&Bound<'_, PyAny>>,
+        max_chunk_bytes: Option<&Bound<'_, PyAny>>,
+        direct_bytes: Option<&Bound<'_, PyAny>>,
+        staging_threads: Option<&Bound<'_, PyAny>>,
+        max_batch_bytes: Option<&Bound<'_, PyAny>>,
+        max_batch_samples: Option<&Bound<'_, PyAny>>,
         timing: Option<bool>,
     ) -> Result<Self> {
+        Config::get().check()?;
+        let count = |argument, value: Option<&Bound<'_, PyAny>>| {
+            value.map(|value| options::count(argument, value)).transpose()
+        };
         let usual = qdp_core::PipelineConfig::default();
-        let largest = max_chunk_bytes.unwrap_or(usual.max_chunk_bytes);
+        let largest = count("max_chunk_bytes", max_chunk_bytes)?.unwrap_or(usual.max_chunk_bytes);
         let usual = usual.within(largest);
+        let direct = count("direct_bytes", direct_bytes)?;
+        let threads = count("staging_threads", staging_threads)?;
         let config = qdp_core::PipelineConfig {
-            slots: slots.unwrap_or(usual.slots),
-            min_chunk_bytes: min_chunk_bytes.unwrap_or(usual.min_chunk_bytes),
+            slots: count("slots", slots)?.unwrap_or(usual.slots),
+            min_chunk_bytes: count("min_chunk_bytes", min_chunk_bytes)?
+                .unwrap_or(usual.min_chunk_bytes),
             max_chunk_bytes: largest,
-            direct_bytes: direct_bytes.unwrap_or(usual.direct_bytes),
-            staging_threads: staging_threads.unwrap_or(usual.staging_threads),
-            max_batch_bytes: max_batch_bytes.or(usual.max_batch_bytes),
-            max_batch_samples: max_batch_samples.or(usual.max_batch_samples),
+            direct_bytes: direct.unwrap_or(usual.direct_bytes),
+            staging_threads: threads.unwrap_or(usual.staging_threads),
+            max_batch_bytes: count("max_batch_bytes", max_batch_bytes)?.or(usual.max_batch_bytes),
+            max_batch_samples: count("max_batch_samples", max_batch_samples)?
+                .or(usual.max_batch_samples),
             timing: timing.unwrap_or(usual.timing),
         };
         config.validate()?;

@@ -20,7 +20,7 @@ RNG = np.random.default_rng()
 DTYPES = (*FLOATS, *INTEGERS, *COMPLEX)
 
 #: Thresholds that flush now and then, at every request, or never.
-THRESHOLDS: list[dict[str, int]] = [{}, {"max_samples": 3}, {"max_samples": 1}, {"max_bytes": 4096}]
+THRESHOLDS: list[dict[str, Any]] = [{}, {"max_samples": 3}, {"max_samples": 1}, {"max_bytes": 4096}]
 
 
 def equal(state: Any, other: Any) -> None:
@@ -53,7 +53,7 @@ class TestStates:
 
     @pytest.mark.parametrize("thresholds", THRESHOLDS, ids=str)
     def test_thresholds_lose_and_reorder_nothing(
-        self, engine: qdp.Engine, thresholds: dict[str, int]
+        self, engine: qdp.Engine, thresholds: dict[str, Any]
     ) -> None:
         sizes = RNG.integers(0, 4, size=50)
         x = [RNG.normal(size=(k, 128)) if k else RNG.normal(size=128) for k in sizes]
@@ -87,8 +87,9 @@ class TestStates:
 
     def test_amplitudes_of_any_length(self, engine: qdp.Engine) -> None:
         x = [RNG.normal(size=int(k)) for k in RNG.integers(1, 4097, size=300)]
-        for state, sample in zip(engine.encode_list(x, 12), x, strict=False):
-            equal(state, engine.encode(sample, 12)[0])
+        states = engine.encode_list(x, 12)
+        for k, sample in enumerate(x):
+            equal(states[k], engine.encode(sample, 12)[0])
 
     def test_long_samples(self, engine: qdp.Engine) -> None:
         x = [RNG.normal(size=k) for k in (2**20, 5, 2**21 - 3, 2**21)]
@@ -99,8 +100,9 @@ class TestStates:
     def test_samples_that_need_scaling_on_their_way(self, engine_for: Any) -> None:
         engine = engine_for("complex64")
         x = [RNG.normal(size=64) * 10.0**power for power in (0, -60, 70, 1, -140, 150)]
-        for state, sample in zip(engine.encode_list(x, 6), x, strict=False):
-            equal(state, engine.encode(sample, 6)[0])
+        states = engine.encode_list(x, 6)
+        for k, sample in enumerate(x):
+            equal(states[k], engine.encode(sample, 6)[0])
 
     def test_several_dtypes_have_the_widest_precision(self, engine: qdp.Engine) -> None:
         values = RNG.integers(1, 50, size=16)

@@ -95,6 +95,8 @@ class TestConfig:
             ("staging_threads", {"staging_threads": 0}),
             ("max_batch_bytes", {"max_batch_bytes": 0}),
             ("max_batch_samples", {"max_batch_samples": 0}),
+            ("slots", {"slots": -1}),
+            ("max_batch_bytes", {"max_batch_bytes": 2**64}),
         ],
     )
     def test_refused_settings_are_named(self, argument: str, settings: dict[str, Any]) -> None:
@@ -158,11 +160,28 @@ class TestEnvironment:
 
     @pytest.mark.parametrize(
         ("name", "value"),
-        [("SLOTS", "1"), ("SLOTS", "many"), ("MAX_CHUNK_BYTES", "4096"), ("TIMING", "2")],
+        [
+            ("QDP_PIPELINE_SLOTS", "many"),
+            ("QDP_PIPELINE_SLOTS", "0"),
+            ("QDP_PIPELINE_TIMING", "2"),
+            ("QDP_NUM_THREADS", "-1"),
+        ],
     )
-    def test_what_is_not_valid_is_ignored(self, name: str, value: str) -> None:
-        usual = run_python(self.PRINT.format(""))
-        assert run_python(self.PRINT.format(""), **{f"QDP_PIPELINE_{name}": value}) == usual
+    @pytest.mark.parametrize("call", ["PipelineConfig()", "Engine()", "Engine('cpu')"])
+    def test_what_is_not_valid_is_refused_by_name(self, name: str, value: str, call: str) -> None:
+        code = (
+            "import qdp\n"
+            f"try: qdp.{call}\n"
+            "except qdp.InvalidArgumentError as error: print(error.argument, error.got)\n"
+        )
+        assert run_python(code, **{name: value}).split() == [name, f'"{value}"']
+
+    @pytest.mark.parametrize(("name", "value"), [("SLOTS", "1"), ("MAX_CHUNK_BYTES", "4096")])
+    def test_what_does_not_go_together_is_refused(self, name: str, value: str) -> None:
+        code = (
+            "import qdp\ntry: qdp.Engine()\nexcept qdp.InvalidArgumentError as error: print(error)"
+        )
+        assert name.lower() in run_python(code, **{f"QDP_PIPELINE_{name}": value})
 
     def test_threads_follow_the_process(self) -> None:
         code = "import qdp; print(qdp.PipelineConfig().staging_threads)"

@@ -1,7 +1,7 @@
 //! Host memory for states.
 
 use crate::error::{Error, Result};
-use parking_lot::Mutex;
+use parking_lot::{Mutex, MutexGuard};
 use std::alloc::Layout;
 use std::fmt;
 use std::ptr::NonNull;
@@ -51,7 +51,8 @@ impl HostBuffer {
             .filter(|&bytes| isize::try_from(bytes).is_ok())
             .ok_or_else(|| out_of_memory(u64::try_from(bytes).unwrap_or(u64::MAX)))?;
         let bytes = size_class(bytes);
-        let block = match CACHE.lock().take(bytes) {
+        let kept = if bytes >= CACHE_FROM { cache().and_then(|mut c| c.take(bytes)) } else { None };
+        let block = match kept {
             Some(block) => block,
             None => Block::new(bytes)?,
         };
@@ -80,7 +81,10 @@ impl Drop for HostBuffer {
             && block.bytes >= CACHE_FROM
         {
             let limit = cache_limit();
-            let evicted = CACHE.lock().put(block, limit);
+            let evicted = match cache() {
+                Some(mut cache) => cache.put(block, limit),
+                None => vec![block],
+            };
             drop(evicted); // not under the lock: giving memory back takes a while
         }
     }
@@ -108,9 +112,14 @@ impl Block {
     /// Zeroed memory.
     fn new(bytes: usize) -> Result<Self> {
         let no_room = || out_of_memory(bytes as u64);
-        let available = if bytes > CHECK_BYTES { system_memory().1 } else { None };
-        if available.is_some_and(|available| bytes as u64 > available) {
-            return Err(no_room());
+        let fits = || system_memory().1.is_none_or(|available| bytes as u64 <= available);
+        if bytes > CHECK_BYTES && !fits() {
+            // What is kept for other sizes is free, too.
+            let kept = cache().map(|mut cache| cache.shrink(0));
+            drop(kept);
+            if !fits() {
+                return Err(no_room());
+            }
         }
         if bytes >= MAP_BYTES {
             return Self::mapped(bytes).ok_or_else(no_room);
@@ -188,6 +197,11 @@ impl Cache {
     fn put(&mut self, block: Block, limit: usize) -> Vec<Block> {
         self.bytes += block.bytes;
         self.blocks.push(block);
+        self.shrink(limit)
+    }
+
+    /// Takes the oldest blocks out, until what is left is within the limit.
+    fn shrink(&mut self, limit: usize) -> Vec<Block> {
         let mut evicted = Vec::new();
         while self.bytes > limit {
             let oldest = self.blocks.remove(0);
@@ -198,9 +212,15 @@ impl Cache {
     }
 }
 
+/// The cache, if nobody else has it. Nobody waits for it: a process may have been forked while a
+/// thread that it does not have held it.
+fn cache() -> Option<MutexGuard<'static, Cache>> {
+    CACHE.try_lock()
+}
+
 /// Bytes of freed blocks that are kept.
 pub(crate) fn cached_bytes() -> usize {
-    CACHE.lock().bytes
+    cache().map_or(0, |cache| cache.bytes)
 }
 
 /// (total, available) memory of the machine in bytes; available is `None` where it is unknown.

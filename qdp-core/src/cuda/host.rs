@@ -70,7 +70,7 @@ impl CudaBackend {
         }
         // Chunks are the same without the pieces, which nobody asks for here.
         let samples = Samples { features: input.features(), size, staged: false, growing: true };
-        let per_round = samples.per_round(&self.config, self.round_bytes());
+        let per_round = samples.per_round(&self.config, self.round_bytes(input)?);
         estimate.rounds = input.batch().div_ceil(per_round) as u64;
         estimate.slot_bytes = self.config.max_chunk_bytes as u64;
         let (whole, last) = (input.batch() / per_round, input.batch() % per_round);
@@ -121,7 +121,7 @@ impl CudaBackend {
             staged: !page_locked,
             growing: !page_locked,
         };
-        let per_round = samples.per_round(&self.config, self.round_bytes());
+        let per_round = samples.per_round(&self.config, self.round_bytes(input)?);
         let mut staging = Staging::new(plan, input);
         let mut ticket = self.board.issue(plan, false)?;
         Counters::add(&self.counters.calls, 1);
@@ -167,9 +167,18 @@ impl CudaBackend {
         row_bytes > self.config.max_chunk_bytes && link_dtype(plan) != input.dtype()
     }
 
-    /// Bytes of a round where the configuration names none.
-    fn round_bytes(&self) -> usize {
-        (self.context.total_memory() / 8).min(1 << 30) as usize
+    /// Most bytes of a round where the configuration names none: a quarter of what is free, so that
+    /// what works beside a round has room.
+    fn round_bytes(&self, input: &Input<'_>) -> Result<usize> {
+        const LEAST: usize = 256 << 20;
+        const MOST: usize = 1 << 30;
+        // Asking takes longer than many a call.
+        if input.num_bytes() <= LEAST || self.config.max_batch_bytes.is_some() {
+            return Ok(LEAST);
+        }
+        let memory = self.memory_info()?;
+        let free = memory.free + memory.reserved.saturating_sub(memory.used);
+        Ok((free / 4).clamp(LEAST as u64, MOST as u64) as usize)
     }
 
     #[allow(clippy::too_many_arguments)] // what a round is

@@ -49,7 +49,7 @@ impl Lanes {
             slots: (0..config.slots).map(|_| None).collect(),
             slot_bytes: config.max_chunk_bytes,
             stream: Stream::with_priority(context, Priority::High)?,
-            timeline: config.timing.then(|| Timeline::new(context)).transpose()?,
+            timeline: config.timing.then(|| Timeline::new(context)),
         })
     }
 

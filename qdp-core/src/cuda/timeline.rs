@@ -26,8 +26,6 @@ pub(super) struct Busy {
 /// Notes copies and kernels of one device.
 pub(super) struct Timeline {
     context: Arc<Context>,
-    /// Times are measured from here.
-    origin: Event,
     state: Mutex<State>,
 }
 
@@ -38,11 +36,8 @@ struct State {
 }
 
 impl Timeline {
-    pub(super) fn new(context: &Arc<Context>) -> Result<Self> {
-        let origin = Event::timed(context)?;
-        // On a stream of its own, which it need not outlive.
-        origin.record(super::Stream::new(context)?.raw())?;
-        Ok(Self { context: Arc::clone(context), origin, state: Mutex::default() })
+    pub(super) fn new(context: &Arc<Context>) -> Self {
+        Self { context: Arc::clone(context), state: Mutex::default() }
     }
 
     /// What runs on `stream` from here on is to be noted.
@@ -65,7 +60,7 @@ impl Timeline {
         let mut state = self.state.lock();
         state.spans.push((kind, began, ended));
         if state.spans.len() >= MAX_SPANS {
-            self.add_up(&mut state)?;
+            Self::add_up(&mut state)?;
         }
         Ok(())
     }
@@ -73,15 +68,21 @@ impl Timeline {
     /// What was noted so far; waits for what is in flight.
     pub(super) fn busy(&self) -> Result<Busy> {
         let mut state = self.state.lock();
-        self.add_up(&mut state)?;
+        Self::add_up(&mut state)?;
         Ok(state.total)
     }
 
-    fn add_up(&self, state: &mut State) -> Result<()> {
+    fn add_up(state: &mut State) -> Result<()> {
         let (mut copies, mut kernels) = (Vec::new(), Vec::new());
-        for (kind, began, ended) in state.spans.drain(..) {
+        let spans = std::mem::take(&mut state.spans);
+        // Times are measured from the first of them: the driver counts in floats, which would have
+        // no microseconds left some minutes after any fixed one.
+        let Some((_, origin, _)) = spans.first() else { return Ok(()) };
+        for (_, _, ended) in &spans {
             ended.synchronize()?;
-            let span = (began.elapsed(&self.origin)?, ended.elapsed(&self.origin)?);
+        }
+        for (kind, began, ended) in &spans {
+            let span = (began.elapsed(origin)?, ended.elapsed(origin)?);
             match kind {
                 Kind::Copy => copies.push(span),
                 Kind::Compute => kernels.push(span),

@@ -30,8 +30,8 @@ pub struct PipelineConfig {
     /// Threads that stage, with the calling thread as one of them; at most as many as the default,
     /// which the environment may set, says: the process's engines share them.
     pub staging_threads: usize,
-    /// Most bytes of input in one round; `None` is an eighth of the device's memory, and at most
-    /// 1 GiB. Between rounds other calls have their turn.
+    /// Most bytes of input in one round; `None` is a quarter of the device's free memory, at least
+    /// 256 MiB and at most 1 GiB. Between rounds other calls have their turn.
     pub max_batch_bytes: Option<usize>,
     /// Most samples in one round; `None` is as many as the bytes allow.
     pub max_batch_samples: Option<usize>,

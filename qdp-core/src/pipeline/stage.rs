@@ -65,7 +65,7 @@ impl<'a> Staging<'a> {
     }
 
     fn stage_as<T: Element>(&self, piece: &Piece, target: &mut [u8]) -> Result<f64> {
-        let mut sum = 0.0;
+        let (mut sum, mut again) = (0.0, false);
         let row_bytes = piece.columns.len() * self.dtype.size();
         for (sample, target) in piece.rows.clone().zip(target.chunks_exact_mut(row_bytes)) {
             let row = self.input.row::<T>(sample).part(piece.columns.clone());
@@ -91,12 +91,11 @@ impl<'a> Staging<'a> {
             if self.is_amplitude() && piece.columns.len() == self.plan.features() {
                 amplitude::norm(sample, sum)?;
                 // Several rows have one sum each, so what it says of them is noted here.
-                if piece.rows.len() > 1 && !self.fits(sample, sum) {
-                    return Ok(f64::NAN);
-                }
+                // The rows behind it may have something wrong with them all the same.
+                again |= piece.rows.len() > 1 && !self.fits(sample, sum);
             }
         }
-        Ok(sum)
+        Ok(if again { f64::NAN } else { sum })
     }
 
     fn is_amplitude(&self) -> bool {
@@ -443,6 +442,19 @@ mod tests {
                 assert!(NARROW_RANGE.contains(&sum));
             }
         }
+    }
+
+    #[test]
+    fn the_first_bad_sample_is_named_behind_one_that_does_not_fit() {
+        let (batch, features) = (20_000, 4);
+        let mut values = vec![1.0_f64; batch * features];
+        values[..4].fill(1e-30);
+        values[4..8].fill(0.0);
+        values[19_000 * 4] = f64::NAN;
+        let input = Input::rows(&values, features).unwrap();
+        let plan = plan(&input, Precision::Complex64);
+        let error = staged(&mut Staging::new(&plan, &input)).unwrap_err();
+        assert_eq!(error, Error::ZeroNorm { sample: 1 });
     }
 
     #[test]

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import os
+import threading
 from concurrent.futures import Future
 from typing import TYPE_CHECKING, Any, Protocol
+from weakref import WeakSet
 
 from qdp._qdp import StateBatch
 
@@ -26,7 +28,8 @@ class EncodeFuture(Future[StateBatch]):
     ``exception()``, ``add_done_callback``, :func:`concurrent.futures.wait` and ``as_completed``
     work as for any other; and ``await`` gives the result in a coroutine, whose cancellation
     cancels an encode that has not started. ``result()`` raises what :meth:`qdp.Engine.encode`
-    would have raised about the values of the data.
+    would have raised about the values of the data. In a process forked from this one it is
+    cancelled, if it was not done.
 
     Callbacks run on the engine's thread, between two encodes: they should be short, and never
     wait for a later encode of the same engine.
@@ -36,21 +39,7 @@ class EncodeFuture(Future[StateBatch]):
 
     def __init__(self) -> None:
         super().__init__()
-        self._process = os.getpid()
-
-    def result(self, timeout: float | None = None) -> StateBatch:
-        """Wait for the states; at most ``timeout`` seconds.
-
-        Raises what the encode raised; :class:`concurrent.futures.CancelledError` where it was
-        cancelled, or left behind in the process that this one was forked from.
-        """
-        self._cancel_left_behind()
-        return super().result(timeout)
-
-    def exception(self, timeout: float | None = None) -> BaseException | None:
-        """Wait for the end; what the encode raised, or None. As :meth:`result` otherwise."""
-        self._cancel_left_behind()
-        return super().exception(timeout)
+        _futures.add(self)
 
     def cancel(self) -> bool:
         """Cancel the encode if it has not started; say whether it is cancelled."""
@@ -62,11 +51,6 @@ class EncodeFuture(Future[StateBatch]):
         """Whether the encode has started and is not done."""
         return self._job is not None and self._job.is_running() and not self.done()
 
-    def _cancel_left_behind(self) -> None:
-        # The thread that would set it is not in a forked process.
-        if self._process != os.getpid() and not self.done():
-            self._cancel_unstarted()
-
     def _cancel_unstarted(self) -> bool:
         # Whoever waits learns of it from the second call.
         cancelled = super().cancel()
@@ -74,7 +58,27 @@ class EncodeFuture(Future[StateBatch]):
             self.set_running_or_notify_cancel()
         return cancelled
 
+    def _leave_behind(self) -> None:
+        """Cancel in a forked process, which does not have the thread that would be done."""
+        # The lock may be held by a thread that is not here, either.
+        self._condition = threading.Condition()
+        if not self.done():
+            self._job = None
+            self._cancel_unstarted()
+
     def __await__(self) -> Generator[Any, None, StateBatch]:
         import asyncio
 
         return asyncio.wrap_future(self).__await__()
+
+
+#: Futures that somebody may wait for.
+_futures: WeakSet[EncodeFuture] = WeakSet()
+
+
+def _after_fork() -> None:
+    for future in list(_futures):
+        future._leave_behind()  # noqa: SLF001 - of this module
+
+
+os.register_at_fork(after_in_child=_after_fork)

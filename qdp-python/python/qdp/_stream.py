@@ -70,10 +70,13 @@ class StateStream:
         try:
             first, future = self._next()
             with _placed(first):
-                return future.result()
+                states = future.result()
         except BaseException:
             self.close()
             raise
+        # Only now, so that `close` waits for it if a signal's handler raises in `result`.
+        self._pending.popleft()
+        return states
 
     def __aiter__(self) -> Self:
         return self
@@ -82,13 +85,15 @@ class StateStream:
         try:
             first, future = self._next()
             with _placed(first):
-                return await future
+                states = await future
         except StopIteration:
             self.close()
             raise StopAsyncIteration from None
         except BaseException:
             self.close()
             raise
+        self._pending.popleft()
+        return states
 
     def close(self) -> None:
         """End the stream: cancel what has not been encoded, wait for what is being encoded."""
@@ -140,7 +145,7 @@ class StateStream:
             else:
                 self._submit(batch)
         if self._pending:
-            return self._pending.popleft()
+            return self._pending[0]
         failure, self._failure = self._failure, None
         if failure is not None:
             try:
@@ -157,7 +162,7 @@ class StateStream:
         except Exception as error:  # noqa: BLE001 - raised in its place
             self._failure, self._batches = error, None
             return
-        self._taken += len(batch)
+        self._taken += _num_samples(batch)
         self._pending.append((first, future))
 
 
@@ -190,6 +195,8 @@ def natural_precision(sample: Any) -> str:
 
 def batches(source: Any, batch_size: Any) -> Iterator[Any]:
     """The batches of a source; ``batch_size`` says how many samples like one make a batch."""
+    if _is_table(source):
+        return _cut(source, batch_size(source))
     array = as_array(source)
     if array is not None:
         return _slices(array, batch_size(array))
@@ -200,7 +207,7 @@ def batches(source: Any, batch_size: Any) -> Iterator[Any]:
     return _collected(items, batch_size)
 
 
-def as_array(source: Any) -> Any:
+def as_array(source: Any, dimensions: tuple[int, ...] = (2,)) -> Any:
     """The source as an array that can be cut where it lies; ``None`` if it is none."""
     if not hasattr(source, "__dlpack__"):
         return None
@@ -212,9 +219,20 @@ def as_array(source: Any) -> Any:
             from torch.utils.dlpack import from_dlpack
 
             source = from_dlpack(source)
-    if len(source.shape) != 2:
+    if len(source.shape) not in dimensions:
         raise shape_error(SHAPES, str(tuple(source.shape)))
     return source
+
+
+def _is_table(source: Any) -> bool:
+    """Whether its rows are samples, whatever iterating over it gives: Arrow data of rows."""
+    arrow = hasattr(source, "__arrow_c_stream__") or hasattr(source, "__arrow_c_array__")
+    return arrow and callable(getattr(source, "slice", None)) and hasattr(source, "__len__")
+
+
+def _cut(table: Any, size: int) -> Iterator[Any]:
+    for start in range(0, len(table), size):
+        yield table.slice(start, min(size, len(table) - start))
 
 
 def _slices(array: Any, size: int) -> Iterator[Any]:
@@ -227,7 +245,7 @@ def _collected(items: Iterator[Any], batch_size: Any) -> Iterator[Any]:
     samples: list[Any] = []
     size = width = 0
     try:
-        for item in items:
+        for item in map(_readable, items):
             if _dimensions(item) != 1:
                 if samples:
                     raise shape_error("samples of one dimension, as before", _shape_text(item))
@@ -237,7 +255,8 @@ def _collected(items: Iterator[Any], batch_size: Any) -> Iterator[Any]:
                 size, width = batch_size(item), len(item)
             if len(item) != width:
                 raise shape_error(f"samples of {width} values, as before", f"{len(item)} values")
-            samples.append(item)
+            # The source may use the memory again.
+            samples.append(item.clone() if _is_tensor(item) else np.array(item))
             if len(samples) == size:
                 yield _stacked(samples)
                 samples = []
@@ -247,6 +266,25 @@ def _collected(items: Iterator[Any], batch_size: Any) -> Iterator[Any]:
         # A generator is closed with the stream, as nobody else may go on with it.
         with suppress(AttributeError):
             items.close()  # type: ignore[attr-defined]
+
+
+def _readable(item: Any) -> Any:
+    """The item, as an array where all it has is ``__dlpack__``; no masked values."""
+    if isinstance(item, np.ma.MaskedArray) and np.ma.is_masked(item):
+        raise shape_error("samples without masked values", "some that are masked")
+    if hasattr(item, "__dlpack__") and not hasattr(item, "shape"):
+        return as_array(item, (1, 2))
+    return item
+
+
+def _num_samples(batch: Any) -> int:
+    shape = getattr(batch, "shape", None)
+    rows: int = shape[0] if shape is not None else len(batch)
+    return rows
+
+
+def _is_tensor(item: Any) -> bool:
+    return type(item).__module__.partition(".")[0] == "torch"
 
 
 def _dimensions(item: Any) -> int:
@@ -266,7 +304,7 @@ def _shape_text(item: Any) -> str:
 
 
 def _stacked(samples: list[Any]) -> Any:
-    if type(samples[0]).__module__.partition(".")[0] == "torch":
+    if _is_tensor(samples[0]):
         import torch
 
         return torch.stack(samples)
