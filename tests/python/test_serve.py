@@ -18,6 +18,7 @@ pytest.importorskip("sklearn", reason="needs the extra serve")
 import load
 import serve
 from aiohttp.test_utils import TestClient, TestServer
+from sklearn.datasets import load_digits
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
@@ -26,7 +27,7 @@ if TYPE_CHECKING:
 
     Client = TestClient[Any, Any]
 
-IMAGES = serve.load_digits(return_X_y=True)[0]
+IMAGES = load_digits(return_X_y=True)[0]
 JSON, RAW = "application/json", serve.RAW
 
 
