@@ -1,6 +1,6 @@
 """A load run of serve.py: requests per second and latencies, with coalescing on and off.
 
-    python examples/load.py [--device cuda:0] [--connections 64] [--seconds 2] [--rounds 3]
+    python examples/load.py [--device cuda:0] [--connections 64] [--seconds 1.5] [--rounds 3]
 
 Both services run in processes of their own and have their turns, round by round. On every
 connection one request follows another. Every answer is compared with fidelities computed here,
@@ -121,6 +121,17 @@ async def drive(
         await writer.wait_closed()
 
 
+async def batch_size(address: tuple[str, int]) -> float:
+    """Requests of an average batch, as the coalescing service has counted them."""
+    reader, writer = await asyncio.open_connection(*address)
+    writer.write(f"GET /stats HTTP/1.1\r\nHost: {address[0]}\r\n\r\n".encode())
+    _, body = await receive(reader)
+    writer.close()
+    await writer.wait_closed()
+    stats = json.loads(body)
+    return float(stats["requests"] / stats["batches"])
+
+
 async def receive(reader: asyncio.StreamReader) -> tuple[int, bytes]:
     """Status and body of the next response."""
     status, *lines = (await reader.readuntil(b"\r\n\r\n")).split(b"\r\n")
@@ -143,9 +154,11 @@ async def run(args: argparse.Namespace) -> int:
         for _ in range(args.rounds):
             for how, load in loads.items():
                 await drive(addresses[how], bodies, args.connections, args.seconds, load)
+        average = await batch_size(coalescing)
     expected = fidelities(samples)
     wrong = {how: load.wrong(expected) for how, load in loads.items()}
     print(f"{args.connections} connections, {args.rounds} rounds of {args.seconds:g} s each")
+    print(f"requests of an average batch, coalescing on: {average:.1f}")
     table: list[list[Any]] = [["coalescing", "requests/s", "p50 ms", "p99 ms", "answers", "wrong"]]
     table += [[how, *load.row(), len(load.answers), wrong[how]] for how, load in loads.items()]
     for line in table:
@@ -158,7 +171,7 @@ def parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--device", help="as of serve.py")
     parser.add_argument("--connections", type=int, default=64)
-    parser.add_argument("--seconds", type=float, default=2.0, help="of a round")
+    parser.add_argument("--seconds", type=float, default=1.5, help="of a round")
     parser.add_argument("--rounds", type=int, default=3)
     return parser.parse_args()
 
