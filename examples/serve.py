@@ -19,7 +19,7 @@ import argparse
 import asyncio
 import json
 import signal
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import qdp
@@ -43,10 +43,9 @@ class Service:
     def __init__(self, device: str | None, *, coalesce: bool) -> None:
         self.engine = qdp.Engine(device)
         self.prototypes = self.engine.encode(mean_images(), NUM_QUBITS).numpy()
-        self.batcher: Any = None
+        self.batcher: qdp.Batcher | None = None
         if coalesce:
-            engine: Any = self.engine
-            self.batcher = engine.batcher(NUM_QUBITS, queue=QUEUE, when_full="raise")
+            self.batcher = self.engine.batcher(NUM_QUBITS, queue=QUEUE, when_full="raise")
 
     async def fidelity(self, request: web.Request) -> web.Response:
         """Answer ``POST /fidelity``: 400 for a wrong sample, 503 where too many wait."""
@@ -67,8 +66,7 @@ class Service:
         """The state of one sample, shape ``(1, 64)``."""
         if self.batcher is None:
             return await self.engine.encode_async(x, NUM_QUBITS)
-        states: qdp.StateBatch = await self.batcher.encode_async(x)
-        return states
+        return await self.batcher.encode_async(x)
 
     async def stats(self, _request: web.Request) -> web.Response:
         """Answer ``GET /stats``."""
