@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import math
+from dataclasses import replace
 from functools import cache
 from typing import TYPE_CHECKING, Any
 
@@ -11,8 +12,10 @@ import numpy as np
 import qdp
 import qdp.torch
 import torch
+from _callers import Callers
 from _formulations import formulation
 from _transfers import direct, pinned_copy
+from _workloads import UnavailableError
 from torch.utils.dlpack import from_dlpack
 
 if TYPE_CHECKING:
@@ -24,7 +27,12 @@ if TYPE_CHECKING:
 
 #: Every contender in the order of the tables.
 NAMES = (
+    "qdp scope",
+    "qdp encode_list",
+    "qdp batcher",
+    "qdp stack",
     "qdp",
+    "qdp alone",
     "qdp out",
     "qdp.torch",
     "qdp.torch out",
@@ -33,10 +41,13 @@ NAMES = (
     "qdp pinned",
     "qdp stream",
     "direct",
+    "torch stack only",
+    "torch stack",
     "torch",
     "torch pinned",
     "torch.compile",
     "torch graph",
+    "qumat-qdp stack",
     "qumat-qdp",
     "pennylane",
     "pinned copy",
@@ -45,14 +56,19 @@ NAMES = (
 PINNED = ("qdp pinned", "torch pinned", "pinned copy")
 
 
-class UnavailableError(Exception):
-    """A contender that cannot run this row here, and why."""
-
-
 def build(name: str, row: Row, device: str, first: Any) -> Call:
     """The call of contender ``name``; ``first`` is the first of the row's inputs."""
     if device == "cpu" and (name in PINNED or name == "direct"):
         raise UnavailableError("no GPU to copy to")
+    if row.callers:
+        return Callers(name, row, device)
+    if name.endswith(" stack"):
+        encode = build(name.removesuffix(" stack"), replace(row, kind="host"), device, first)
+        return lambda vectors: encode(np.stack(vectors))
+    if name == "torch stack only":
+        return lambda vectors: _upload(np.stack(vectors), device)
+    if name in ("qdp scope", "qdp encode_list"):
+        return _qdp_together(name, row, device)
     if name == "pinned copy":
         return pinned_copy(first, device)
     if name == "direct":
@@ -83,8 +99,6 @@ def _dispatch(row: Row, encode: Call) -> Call:
         return lambda data: absolute_sum(encode(data))
     if row.kind == "requests":
         return lambda vectors: [encode(vector) for vector in vectors]
-    if row.kind == "stack":
-        return lambda vectors: encode(np.stack(vectors))
     if row.kind == "loop":
         return lambda batches: last(map(encode, batches))
     if row.kind == "loop-sum":
@@ -148,6 +162,22 @@ def _qdp_stream(row: Row, device: str) -> Call:
     return lambda batches: last(
         absolute_sum(states) for states in engine.stream(iter(batches), row.n, row.encoding)
     )
+
+
+def _qdp_together(name: str, row: Row, device: str) -> Call:
+    """All requests as one batch."""
+    n, encoding, options = row.n, row.encoding, row.options
+    engine = _qdp_engine(device, row.precision)
+    if name == "qdp encode_list":
+        return lambda vectors: engine.encode_list(vectors, n, encoding, **options)
+
+    def call(vectors: Iterable[Any]) -> qdp.StateBatch:
+        with engine.coalesce(n, encoding, **options) as batch:
+            for vector in vectors:
+                batch.submit(vector)
+        return batch.states
+
+    return call
 
 
 @cache

@@ -39,7 +39,8 @@ def plot_ratios(record: Record, path: Path) -> bool:
     rows = [
         row
         for row in record["rows"]
-        if row["table"] not in ("bulk", "cpu") and row["ratios"].keys() & (PEERS.keys() - {"floor"})
+        if row["table"] not in ("bulk", "coalesce", "cpu")
+        and row["ratios"].keys() & (PEERS.keys() - {"floor"})
     ]
     if not rows:
         return False
@@ -134,6 +135,44 @@ def plot_host(record: Record, path: Path) -> bool:
     handles, labels = panels[0].get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside lower center", ncols=4, frameon=False)
     figure.suptitle(f"{_title(record)}: amplitude, float64 from the host (gray: pinned upload)")
+    figure.savefig(path, dpi=130)
+    return True
+
+
+def plot_coalesce(record: Record, path: Path) -> bool:
+    """Draw requests per second of every contender, and the latencies of many callers at once."""
+    from matplotlib import colormaps
+    from matplotlib.figure import Figure
+
+    rows = [row for row in record["rows"] if row["table"] == "coalesce" and row["times"]]
+    if not rows:
+        return False
+    figure = Figure(figsize=(12, 2 + 0.75 * len(rows)), layout="constrained")
+    rates, latencies = figure.subplots(1, 2, width_ratios=(3, 2), sharey=True)
+    found = dict.fromkeys(name for row in rows for name in row["times"])
+    colors = {name: colormaps["tab20"](index) for index, name in enumerate(found)}
+    for y, row in enumerate(rows):
+        height = 0.85 / len(row["times"])
+        for index, (name, timing) in enumerate(row["times"].items()):
+            at = y - 0.425 + height * (index + 0.5)
+            rates.plot(row["states"] / timing["median_s"], at, "o", color=colors[name])
+            latency = timing.get("latency")
+            if latency:
+                low, high = latency["median_s"] * 1e6, latency["p99_s"] * 1e6
+                latencies.plot([low, high], [at, at], "-|", color=colors[name], markersize=9)
+                latencies.plot(low, at, "o", color=colors[name])
+    rates.set_yticks(range(len(rows)), [row["name"] for row in rows])
+    rates.set_xlabel("requests per second")
+    latencies.set_xlabel("us of one request: median (dot) to p99 (bar)")
+    for axes in (rates, latencies):
+        axes.set_xscale("log")
+        axes.grid(axis="x", which="both", linewidth=0.3)
+        axes.set_ylim(len(rows) - 0.5, -0.5)
+        for y in range(1, len(rows)):
+            axes.axhline(y - 0.5, color="gray", linewidth=0.8)
+    handles = [rates.plot([], [], "o", color=c, label=name)[0] for name, c in colors.items()]
+    figure.legend(handles=handles, loc="outside lower center", ncols=6, frameon=False)
+    figure.suptitle(f"{_title(record)}: amplitude, single float64 samples from the host")
     figure.savefig(path, dpi=130)
     return True
 

@@ -122,8 +122,10 @@ def tolerance(row: Row) -> float:
 
 
 def _samples(row: Row, data: Any) -> torch.Tensor:
-    if row.kind in ("requests", "stack"):
+    if row.kind == "requests":
         return torch.from_numpy(np.stack(data))
+    if row.callers:  # each returns its last result
+        return torch.from_numpy(np.stack([vectors[-1] for vectors in data]))
     if row.looped:
         return torch.from_numpy(data[-1])
     return data if isinstance(data, torch.Tensor) else torch.from_numpy(data)

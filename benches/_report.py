@@ -46,6 +46,8 @@ def markdown(record: Record) -> str:
         elif table == "host":
             parts += _times(rows)
             parts += _host(rows, record["limits"]["h2d"])
+        elif table == "coalesce":
+            parts += _coalesce(rows)
         else:
             parts += _times(rows)
     return "\n\n".join(parts)
@@ -130,14 +132,6 @@ def _small(rows: list[Record], bare: float | None) -> Iterator[str]:
 
 def _host(rows: list[Record], h2d: float | None) -> Iterator[str]:
     """Source bytes as a fraction of a pinned upload, every line, and the ring's own counters."""
-    judged = [["line", "contender", "reached", "asked for"]]
-    for row in rows:
-        for line in row["lines"]:
-            figures = [
-                f"{line['reached']:.2f}{_missed(line)} {line['unit']}",
-                f"{line['line']:.2f}",
-            ]
-            judged.append([row["name"], line["contender"], *figures])
     if h2d:
         kinds = ("host", "host-sum", "loop", "loop-sum")
         chosen = [row for row in rows if row["kind"] in kinds]
@@ -155,14 +149,53 @@ def _host(rows: list[Record], h2d: float | None) -> Iterator[str]:
                     table.append([row["name"], _bytes(row["input_bytes"]), *cells])
             if len(table) > 1:
                 yield _table(table)
-    if len(judged) > 1:
-        yield _table(judged)
+    yield from _lines(rows)
     for row in rows:
         if row.get("ring"):
             ring = row["ring"]
             counters = ", ".join(f"{name} {value:,}" for name, value in ring.items())
             busy = ring["copy_ns"] / ring["wall_ns"]
             yield f"{row['name']}, with events on: copying for {busy:.2f} of the time; {counters}"
+
+
+def _coalesce(rows: list[Record]) -> Iterator[str]:
+    """Requests per second, time as a multiple of QDP's, latencies of callers, every line."""
+    names = _names(rows)
+    rates = [["requests per second", *names]]
+    ratios = [["time as a multiple of", *names]]
+    for row in rows:
+        medians = [_median(row, name) for name in names]
+        rates.append([row["name"], *(f"{row['states'] / m:,.0f}" if m else "" for m in medians)])
+        own = _median(row, row["own"])
+        if own:
+            cells = [f"{median / own:.2f}" if median else "" for median in medians]
+            ratios.append([f"{row['name']}: {row['own']}", *cells])
+    yield _table(rates)
+    yield _table(ratios)
+    latencies = [["us of a request", "callers", "contender", "median", "p99", "worst"]]
+    for row in rows:
+        for name, timing in row["times"].items():
+            if "latency" in timing:
+                callers = 1 if name == "qdp alone" else row["callers"]
+                figures = [_us(timing["latency"][f"{key}_s"]) for key in latencies[0][3:]]
+                latencies.append([row["name"], str(callers), name, *figures])
+    if len(latencies) > 1:
+        yield _table(latencies)
+    yield from _lines(rows)
+
+
+def _lines(rows: list[Record]) -> Iterator[str]:
+    """Every line of the rows, and what was reached."""
+    judged = [["line", "contender", "reached", "asked for"]]
+    for row in rows:
+        for line in row["lines"]:
+            figures = [
+                f"{line['reached']:.2f}{_missed(line)} {line['unit']}",
+                f"{line['line']:.2f}",
+            ]
+            judged.append([row["name"], line["contender"], *figures])
+    if len(judged) > 1:
+        yield _table(judged)
 
 
 def _with_spread(ideal: float, timing: Record) -> str:

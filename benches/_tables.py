@@ -10,9 +10,9 @@ from _workloads import Line, Row
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-TABLES = ("bulk", "small", "latency", "host", "cpu")
-GPU_TABLES = ("bulk", "small", "latency", "host")
-CPU_TABLES = ("cpu", "latency", "host")
+TABLES = ("bulk", "small", "latency", "host", "coalesce", "cpu")
+GPU_TABLES = ("bulk", "small", "latency", "host", "coalesce")
+CPU_TABLES = ("cpu", "latency", "host", "coalesce")
 
 BULK_BYTES = 512 << 20
 CPU_BULK_BYTES = 64 << 20
@@ -42,8 +42,15 @@ TRANSFERS = ("qdp", "qdp pinned", "torch", "torch pinned", "qumat-qdp", "pinned 
 
 
 def rows_of(table: str, *, quick: bool) -> list[Row]:
-    make = {"bulk": bulk, "small": small, "latency": latency, "host": host, "cpu": cpu}[table]
-    return list(make(quick=quick))
+    make = {
+        "bulk": bulk,
+        "small": small,
+        "latency": latency,
+        "host": host,
+        "coalesce": coalesce,
+        "cpu": cpu,
+    }
+    return list(make[table](quick=quick))
 
 
 def bulk(*, quick: bool) -> Iterator[Row]:
@@ -183,18 +190,6 @@ def host(*, quick: bool) -> Iterator[Row]:
         lines=(Line("qdp", "of h2d", 0.85),),
         cpu_n=20,
     )
-    for n in (10,) if quick else (8, 10):
-        for name, kind in [("", "requests"), ("-stack", "stack")]:
-            yield Row(
-                f"requests-n{n}{name}",
-                "host",
-                kind,  # type: ignore[arg-type]
-                "amplitude",
-                n,
-                batch=1,
-                count=2048,
-                contenders=contenders,
-            )
     yield Row(
         "loop-host-f32-n16",
         "host",
@@ -247,6 +242,55 @@ def _batch_sizes(*, quick: bool) -> Iterator[Row]:
                 lines=lines.get((name, precision), ()),
                 gpu_only=batch > 64,
             )
+
+
+def coalesce(*, quick: bool) -> Iterator[Row]:
+    """Many small requests: together, through a batcher, and each for itself."""
+    contenders = (
+        *("qdp scope", "qdp encode_list", "qdp stack", "qdp"),
+        *("torch stack only", "torch stack", "torch", "qumat-qdp stack"),
+        *(("qumat-qdp",) if quick else PEERS),
+    )
+    for n, beside_stack in [(8, 1.5), (10, 2.5), (12, 4)]:
+        yield Row(
+            f"requests-n{n}",
+            "coalesce",
+            "requests",
+            "amplitude",
+            n,
+            batch=1,
+            count=2048,
+            contenders=contenders,
+            lines=(
+                Line("qdp scope", "x torch stack only", beside_stack),
+                Line("qdp scope", "x qumat-qdp", 100),
+                Line("qdp encode_list", "x qdp scope", 1.3),
+            ),
+        )
+    many = (
+        Line("qdp batcher", "x qdp", 10),
+        Line("qdp batcher", "idle calls, median", 3),
+        Line("qdp batcher", "idle calls, p99", 5),
+    )
+    for name, kind, callers in [
+        ("batcher-16-threads-n10", "threads", 16),
+        ("batcher-256-tasks-n10", "tasks", 256),
+        ("batcher-lone-caller-n10", "threads", 1),
+    ]:
+        lone = callers == 1
+        yield Row(
+            name,
+            "coalesce",
+            kind,  # type: ignore[arg-type]
+            "amplitude",
+            10,
+            batch=1,
+            count=8192,
+            cpu_count=4096,
+            callers=callers,
+            contenders=("qdp batcher", "qdp", *(() if lone else ("qdp alone",))),
+            lines=(Line("qdp batcher", "x qdp", 1 / 1.3),) if lone else many,
+        )
 
 
 def cpu(*, quick: bool) -> Iterator[Row]:

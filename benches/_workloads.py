@@ -17,21 +17,30 @@ if TYPE_CHECKING:
 
 from _probes import mix
 
-Kind = Literal["device", "host", "host-sum", "requests", "stack", "loop", "loop-sum"]
-Table = Literal["bulk", "small", "latency", "host", "cpu"]
+Kind = Literal["device", "host", "host-sum", "requests", "threads", "tasks", "loop", "loop-sum"]
+Table = Literal["bulk", "small", "latency", "host", "coalesce", "cpu"]
 Unit = Literal[
     "of limit",
     "of one extra pass",
     "us",
     "launches",
     "of h2d",
+    "idle calls, median",
+    "idle calls, p99",
     "x torch",
+    "x torch stack only",
     "x qumat-qdp",
+    "x qdp",
+    "x qdp scope",
     "x direct",
 ]
 
 #: Pageable arrays to rotate among: a data set that no cache holds. The first beside a GPU.
 HOST_BYTES, CPU_HOST_BYTES = 512 << 20, 64 << 20
+
+
+class UnavailableError(Exception):
+    """A contender that cannot run this row here, and why."""
 
 
 @dataclass(frozen=True)
@@ -42,7 +51,9 @@ class Line:
     pass``: at least ``value`` of the rate at which the states could be written, read and written
     again; ``us``: at most ``value`` microseconds; ``launches``: at most ``value`` times a bare
     ``cuLaunchKernel``; ``of h2d``: source bytes at ``value`` or more of the rate of a pinned
-    upload; ``x NAME``: at least ``value`` times as fast as that contender.
+    upload; ``idle calls, median`` and ``p99``: the latency of one request at most ``value`` times
+    the median latency of ``qdp alone``; ``x NAME``: at least ``value`` times as fast as that
+    contender.
     """
 
     contender: str
@@ -56,9 +67,10 @@ class Row:
 
     ``kind`` says where the input is and what a call does: ``device``, a tensor that lies on the
     device; ``host``, a NumPy array, or a pinned tensor for the contenders called so; ``host-sum``,
-    the same and then abs().sum() of the states by torch; ``requests``, ``count`` vectors encoded
-    one by one; ``stack``, the same vectors stacked and encoded at once; ``loop`` and ``loop-sum``,
-    ``count`` host batches one after another. ``precision`` None follows ``dtype``, the input's.
+    the same and then abs().sum() of the states by torch; ``requests``, a list of ``count``
+    vectors, together or one by one; ``threads`` and ``tasks``, as many vectors sent by ``callers``
+    of that kind at once; ``loop`` and ``loop-sum``, ``count`` host batches one after another.
+    ``precision`` None follows ``dtype``, the input's.
     """
 
     name: str
@@ -71,6 +83,7 @@ class Row:
     reps: int | None = None
     batch: int = 64
     count: int = 1
+    callers: int = 0
     contenders: tuple[str, ...] = ()
     lines: tuple[Line, ...] = ()
     cpu_batch: int | None = None
@@ -158,8 +171,14 @@ def make_inputs(row: Row, device: str) -> list[Any]:
     """Inputs to rotate among, so many that the cache does not hold them where that is sensible."""
     if row.kind == "device":
         return [_sample(row, row.batch, device) for _ in range(_copies(row, device))]
-    if row.kind in ("requests", "stack"):
-        return [[vector.copy() for vector in _array(row, row.count)] for _ in range(2)]
+    if row.kind == "requests":
+        return _requests(row, device)
+    if row.callers:
+        each = row.count // row.callers
+        return [
+            [vectors[first : first + each] for first in range(0, row.count, each)]
+            for vectors in _requests(row, device)
+        ]
     batches = _batches(row, device)
     if row.looped:
         return [list(itertools.islice(itertools.cycle(batches), row.count))]
@@ -187,6 +206,17 @@ def _batches(row: Row, device: str) -> list[npt.NDArray[Any]]:
     )
 
 
+def _requests(row: Row, device: str) -> list[list[npt.NDArray[Any]]]:
+    """Lists of ``count`` vectors, each an array of its own, together as large as a data set."""
+    held = CPU_HOST_BYTES if device == "cpu" else HOST_BYTES
+    lists = max(2, held // row.input_bytes)
+    values = _data_set(row.dtype, lists * row.count * row.features, device)
+    return [
+        [vector.copy() for vector in part]
+        for part in values.reshape(lists, row.count, row.features)
+    ]
+
+
 @lru_cache(maxsize=1)
 def _data_set(dtype: torch.dtype, values: int, device: str) -> npt.NDArray[Any]:
     """Normal values, made on ``device``: rows of one size in bytes share them."""
@@ -204,10 +234,6 @@ def _sample(row: Row, rows: int, device: str) -> torch.Tensor:
     return torch.randn(shape, dtype=row.dtype, device=device)
 
 
-def _array(row: Row, rows: int) -> npt.NDArray[Any]:
-    return np.ascontiguousarray(_sample(row, rows, "cpu").numpy())
-
-
 def _copies(row: Row, device: str) -> int:
     return min(32, max(2, math.ceil(2 * _cache_bytes(device) / row.input_bytes)))
 
@@ -220,8 +246,6 @@ def _cache_bytes(device: str) -> int:
 
 def floor_seconds(row: Row, limits: Limits) -> float:
     """The least time that this run's limits allow: bytes at full rate, at least one launch."""
-    if row.kind == "requests":
-        return row.count * limits.launch
     if row.kind != "device" and limits.h2d is not None:
         return max(row.input_bytes / limits.h2d, limits.launch)
     return max(_seconds_of_bytes(row, limits), limits.launch)
@@ -233,11 +257,13 @@ def _seconds_of_bytes(row: Row, limits: Limits) -> float:
     return (row.input_bytes + row.output_bytes) / limits.stream[row.limit]
 
 
-def judge(line: Line, row: Row, medians: dict[str, float], limits: Limits) -> dict[str, Any] | None:
+def judge(
+    line: Line, row: Row, times: dict[str, dict[str, Any]], limits: Limits
+) -> dict[str, Any] | None:
     """What was reached, what the line asks for and whether it holds; None without either."""
-    seconds = medians.get(line.contender)
-    if seconds is None:
+    if line.contender not in times:
         return None
+    seconds = times[line.contender]["median_s"]
     reached, wanted, holds = 0.0, line.value, False
     if line.unit in ("of limit", "of one extra pass"):
         bytes_at_rate = _seconds_of_bytes(row, limits)
@@ -259,11 +285,18 @@ def judge(line: Line, row: Row, medians: dict[str, float], limits: Limits) -> di
             return None
         reached = row.input_bytes / limits.h2d / seconds
         holds = reached >= wanted
+    elif line.unit.startswith("idle calls"):
+        if "qdp alone" not in times:
+            return None
+        latency = times[line.contender]["latency"]
+        figure = "p99_s" if line.unit.endswith("p99") else "median_s"
+        reached = latency[figure] / times["qdp alone"]["latency"]["median_s"]
+        holds = reached <= wanted
     else:
-        other = medians.get(line.unit.removeprefix("x "))
+        other = times.get(line.unit.removeprefix("x "))
         if other is None:
             return None
-        reached = other / seconds
+        reached = other["median_s"] / seconds
         holds = reached >= wanted
     return {
         "contender": line.contender,

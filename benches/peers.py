@@ -20,23 +20,38 @@ from typing import TYPE_CHECKING, Any
 
 import qdp
 import torch
-from _contenders import NAMES, PINNED, UnavailableError, build
+from _callers import Callers
+from _contenders import NAMES, PINNED, build
 from _machine import describe, headline
-from _plots import plot_bulk, plot_host, plot_ratios
+from _plots import plot_bulk, plot_coalesce, plot_host, plot_ratios
 from _probes import Limits, probe
 from _reference import error, expected, tolerance
 from _report import limits_text, markdown, missed
 from _tables import CPU_TABLES, GPU_TABLES, TABLES, rows_of
 from _timing import measure, synchronize
 from _transfers import ring_counters
-from _workloads import Row, floor_seconds, judge, make_inputs, pinned
+from _workloads import Row, UnavailableError, floor_seconds, judge, make_inputs, pinned
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
 #: Seconds that one contender is timed on one row.
-SECONDS = {"bulk": 0.05, "small": 0.1, "latency": 0.25, "host": 0.15, "cpu": 0.1}
-QUICK_SECONDS = {"bulk": 0.03, "small": 0.05, "latency": 0.1, "host": 0.08, "cpu": 0.03}
+SECONDS = {
+    "bulk": 0.05,
+    "small": 0.1,
+    "latency": 0.25,
+    "host": 0.15,
+    "coalesce": 0.3,
+    "cpu": 0.1,
+}
+QUICK_SECONDS = {
+    "bulk": 0.03,
+    "small": 0.05,
+    "latency": 0.1,
+    "host": 0.08,
+    "coalesce": 0.15,
+    "cpu": 0.03,
+}
 #: QDP's own call of each table: the ratios of its rows are to this one.
 OWN = {"bulk": "qdp.torch out", "small": "qdp.torch", "latency": "qdp.torch", "host": "qdp"}
 
@@ -132,6 +147,8 @@ def contenders(row: Row, chosen: Sequence[str] | None) -> list[str]:
 
 
 def own(row: Row) -> str:
+    if row.table == "coalesce":
+        return "qdp batcher" if row.callers else "qdp scope"
     return OWN.get(row.table, "qdp.torch")
 
 
@@ -162,7 +179,7 @@ def run_row(
         base = medians[own(row)]
         ratios = {name: median / base for name, median in medians.items() if name != own(row)}
         ratios["floor"] = floor / base
-    judged = [judge(line, row, medians, limits) for line in row.lines]
+    judged = [judge(line, row, times, limits) for line in row.lines]
     counters = None
     if row.kind == "loop-sum" and "qdp" in times and device != "cpu":
         try:
@@ -179,6 +196,7 @@ def run_row(
         "output": str(row.complex_dtype).removeprefix("torch."),
         "batch": row.batch,
         "states": row.states,
+        "callers": row.callers,
         "input_bytes": row.input_bytes,
         "output_bytes": row.output_bytes,
         "input_buffers": len(inputs),
@@ -206,7 +224,9 @@ def run_contender(
     call = build(name, row, device, inputs[0])
     off = None
     # A bare copy makes no states, and qumat-qdp's own benchmark returns none.
-    if name != "pinned copy" and not (name == "qumat-qdp" and row.kind == "loop"):
+    if name not in ("pinned copy", "torch stack only") and not (
+        name == "qumat-qdp" and row.kind == "loop"
+    ):
         result = call(inputs[-1])
         synchronize(device)
         off = error(row, result, reference)
@@ -215,6 +235,8 @@ def run_contender(
             raise ValueError(f"wrong by {off:.2e}, more than {tolerance(row):.0e}")
     timing = measure(call, inputs, device, pipelined=row.pipelined, seconds=seconds)
     times = {**asdict(timing), "error": off}
+    if isinstance(call, Callers):
+        times["latency"] = call.latency(timing.calls * timing.repeats)
     if row.table == "host" and row.pipelined and device != "cpu":
         single = measure(call, inputs, device, pipelined=False, seconds=seconds / 2)
         times["single"] = asdict(single)
@@ -229,7 +251,13 @@ def save(record: dict[str, Any], folder: Path) -> None:
     path.write_text(json.dumps(record, indent=1) + "\n")
     print(f"\nsaved {path}")
     try:
-        for name, plot in [("peers", plot_ratios), ("bulk", plot_bulk), ("host", plot_host)]:
+        plots = [
+            ("peers", plot_ratios),
+            ("bulk", plot_bulk),
+            ("host", plot_host),
+            ("coalesce", plot_coalesce),
+        ]
+        for name, plot in plots:
             if plot(record, folder / f"{stem}-{name}.png"):
                 print(f"saved {folder / f'{stem}-{name}.png'}")
     except ImportError as missing:

@@ -88,6 +88,7 @@ def main() -> None:
     copy_binaries(cargo_binaries(["bench"], {"bench"}), BUNDLE / "rust-benches")
     copy_tree("tests/python")
     copy_tree("benches")
+    copy_tree("examples")  # tests/python runs them
     shutil.copy(ROOT / "pyproject.toml", BUNDLE)  # pytest's settings
     shutil.copy(ROOT / "scripts/gpu_run.sh", BUNDLE / "run.sh")
 

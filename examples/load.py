@@ -1,0 +1,180 @@
+"""A load run of serve.py: requests per second and latencies, with coalescing on and off.
+
+    python examples/load.py [--device cuda:0] [--connections 64] [--seconds 1.5] [--rounds 3]
+
+Both services run in processes of their own and have their turns, round by round. On every
+connection one request follows another. Every answer is compared with fidelities computed here,
+straight from the definition; the exit code is 1 if one is wrong.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import itertools
+import json
+import sys
+import time
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from serve import RAW, mean_images
+from sklearn.datasets import load_digits
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator
+
+    import numpy.typing as npt
+
+SERVE = Path(__file__).with_name("serve.py")
+
+
+@dataclass
+class Load:
+    """What came back from one service."""
+
+    rates: list[float] = field(default_factory=list)
+    latencies: list[float] = field(default_factory=list)
+    #: Number of the sample, status and body of every answer.
+    answers: list[tuple[int, int, bytes]] = field(default_factory=list)
+
+    def row(self) -> list[str]:
+        """The median rate of the rounds, and the latencies in milliseconds."""
+        p50, p99 = np.percentile(self.latencies, [50, 99]) * 1e3
+        return [f"{np.median(self.rates):,.0f}", f"{p50:.2f}", f"{p99:.2f}"]
+
+    def wrong(self, expected: npt.NDArray[np.float64]) -> int:
+        """How many answers are not ``expected``, a row of fidelities for each sample."""
+        return sum(not _right(*answer[1:], expected[answer[0]]) for answer in self.answers)
+
+
+def _right(status: int, body: bytes, expected: npt.NDArray[np.float64]) -> bool:
+    if status != 200:
+        return False
+    answer = json.loads(body)
+    close = np.allclose(answer["fidelities"], expected, rtol=0, atol=1e-12)
+    return bool(close and answer["digit"] == expected.argmax())
+
+
+def fidelities(x: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
+    """Fidelities of amplitude states to those of the mean images, shape ``(samples, 10)``."""
+    means = mean_images()
+    overlaps = x @ means.T / np.outer(np.linalg.norm(x, axis=1), np.linalg.norm(means, axis=1))
+    squares: npt.NDArray[np.float64] = np.square(overlaps)
+    return squares
+
+
+@asynccontextmanager
+async def service(device: str | None, *options: str) -> AsyncIterator[tuple[str, int]]:
+    """Start serve.py on a free port; the value is its host and port."""
+    arguments = ["--port", "0", *options, *(["--device", device] if device else [])]
+    process = await asyncio.create_subprocess_exec(
+        sys.executable, str(SERVE), *arguments, stdout=asyncio.subprocess.PIPE
+    )
+    try:
+        assert process.stdout is not None
+        line = (await process.stdout.readline()).decode().strip()
+        if not line:
+            raise RuntimeError(f"the service did not start: {' '.join(arguments)}")
+        print(line, flush=True)
+        host, port = line.rpartition("//")[2].rsplit(":", 1)
+        yield host, int(port)
+    finally:
+        if process.returncode is None:
+            process.terminate()
+        await process.wait()
+
+
+async def drive(
+    address: tuple[str, int], bodies: list[bytes], connections: int, seconds: float, load: Load
+) -> None:
+    """Send requests on all connections for so many seconds, and add what comes back to ``load``.
+
+    HTTP by hand: a client library would take the processor longer than the service does.
+    """
+    numbers = itertools.count()
+    heads = [
+        f"POST /fidelity HTTP/1.1\r\nHost: {address[0]}\r\nContent-Type: {RAW}\r\n"
+        f"Content-Length: {len(body)}\r\n\r\n".encode()
+        for body in bodies
+    ]
+    opened = await asyncio.gather(*(asyncio.open_connection(*address) for _ in range(connections)))
+    began = time.perf_counter()
+    end = began + seconds
+
+    async def send(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        while (sent := time.perf_counter()) < end:
+            index = next(numbers) % len(bodies)
+            writer.write(heads[index] + bodies[index])
+            status, body = await receive(reader)
+            load.latencies.append(time.perf_counter() - sent)
+            load.answers.append((index, status, body))
+
+    before = len(load.answers)
+    await asyncio.gather(*(send(*connection) for connection in opened))
+    load.rates.append((len(load.answers) - before) / (time.perf_counter() - began))
+    for _, writer in opened:
+        writer.close()
+        await writer.wait_closed()
+
+
+async def batch_size(address: tuple[str, int]) -> float:
+    """Requests of an average batch, as the coalescing service has counted them."""
+    reader, writer = await asyncio.open_connection(*address)
+    writer.write(f"GET /stats HTTP/1.1\r\nHost: {address[0]}\r\n\r\n".encode())
+    _, body = await receive(reader)
+    writer.close()
+    await writer.wait_closed()
+    stats = json.loads(body)
+    return float(stats["requests"] / stats["batches"])
+
+
+async def receive(reader: asyncio.StreamReader) -> tuple[int, bytes]:
+    """Status and body of the next response."""
+    status, *lines = (await reader.readuntil(b"\r\n\r\n")).split(b"\r\n")
+    headers = dict(line.lower().split(b": ", 1) for line in lines if line)
+    return int(status.split()[1]), await reader.readexactly(int(headers[b"content-length"]))
+
+
+async def run(args: argparse.Namespace) -> int:
+    """Drive both services in turn; print the table; return how many answers are wrong."""
+    samples, _ = load_digits(return_X_y=True)
+    bodies = [sample.astype("<f8").tobytes() for sample in samples]
+    loads = {"on": Load(), "off": Load()}
+    async with (
+        service(args.device, "--coalesce") as coalescing,
+        service(args.device, "--no-coalesce") as one_by_one,
+    ):
+        addresses = {"on": coalescing, "off": one_by_one}
+        for address in addresses.values():  # warm up
+            await drive(address, bodies, args.connections, args.seconds / 5, Load())
+        for _ in range(args.rounds):
+            for how, load in loads.items():
+                await drive(addresses[how], bodies, args.connections, args.seconds, load)
+        average = await batch_size(coalescing)
+    expected = fidelities(samples)
+    wrong = {how: load.wrong(expected) for how, load in loads.items()}
+    print(f"{args.connections} connections, {args.rounds} rounds of {args.seconds:g} s each")
+    print(f"requests of an average batch, coalescing on: {average:.1f}")
+    table: list[list[Any]] = [["coalescing", "requests/s", "p50 ms", "p99 ms", "answers", "wrong"]]
+    table += [[how, *load.row(), len(load.answers), wrong[how]] for how, load in loads.items()]
+    for line in table:
+        print("  ".join(f"{cell:>10}" for cell in line))
+    return sum(wrong.values())
+
+
+def parse_arguments() -> argparse.Namespace:
+    """Read the command line."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--device", help="as of serve.py")
+    parser.add_argument("--connections", type=int, default=64)
+    parser.add_argument("--seconds", type=float, default=1.5, help="of a round")
+    parser.add_argument("--rounds", type=int, default=3)
+    return parser.parse_args()
+
+
+if __name__ == "__main__":
+    sys.exit(1 if asyncio.run(run(parse_arguments())) else 0)
