@@ -25,7 +25,8 @@ THRESHOLDS: list[dict[str, Any]] = [{}, {"max_samples": 3}, {"max_samples": 1}, 
 
 def equal(state: Any, other: Any) -> None:
     a, b = state.numpy(), other.numpy()
-    assert a.shape == b.shape and a.dtype == b.dtype
+    assert a.shape == b.shape
+    assert a.dtype == b.dtype
     assert a.tobytes() == b.tobytes()
 
 
@@ -139,7 +140,8 @@ class TestStates:
     def test_nothing(self, engine: qdp.Engine) -> None:
         with engine.coalesce(3) as batch:
             pass
-        assert batch.states.shape == (0, 8) and len(batch) == 0
+        assert batch.states.shape == (0, 8)
+        assert len(batch) == 0
         assert engine.encode_list([], 3).shape == (0, 8)
         with engine.coalesce(3) as batch:
             handle = batch.submit(np.empty((0, 8)))
@@ -202,7 +204,8 @@ class TestIsolation:
             with pytest.raises(error) as alone:
                 engine.encode(item, 2)
             assert str(caught.value) == str(alone.value)
-            assert handle.done() and not handle.cancelled()
+            assert handle.done()
+            assert not handle.cancelled()
         with pytest.raises(error) as caught:
             _ = batch.states
         assert caught.value.__notes__ == [f"in element {place}"]
@@ -272,12 +275,14 @@ class TestIsolation:
 class TestScope:
     def test_a_body_that_raises(self, engine: qdp.Engine) -> None:
         handles = []
-        with pytest.raises(KeyError), engine.coalesce(2) as batch:
+        with pytest.raises(KeyError), engine.coalesce(2) as batch:  # noqa: PT012 - a body's end
             handles = [batch.submit(RNG.normal(size=4)) for _ in range(3)]
             raise KeyError
-        assert batch.stats()["cancelled"] == 3 and batch.stats()["flushes"]["demand"] == 0
+        assert batch.stats()["cancelled"] == 3
+        assert batch.stats()["flushes"]["demand"] == 0
         for handle in handles:
-            assert handle.cancelled() and handle.done()
+            assert handle.cancelled()
+            assert handle.done()
             with pytest.raises(CancelledError):
                 handle.result()
         with pytest.raises(CancelledError):
@@ -285,23 +290,27 @@ class TestScope:
 
     def test_what_was_encoded_before_stays(self, engine: qdp.Engine) -> None:
         x = RNG.normal(size=(3, 4))
-        with pytest.raises(KeyError), engine.coalesce(2) as batch:
+        with pytest.raises(KeyError), engine.coalesce(2) as batch:  # noqa: PT012 - a body's end
             done = batch.submit(x[0])
             batch.flush()
             waiting = batch.submit(x[1])
             raise KeyError
         equal(done.result(), engine.encode(x[0], 2))
-        assert waiting.cancelled() and not done.cancelled()
+        assert waiting.cancelled()
+        assert not done.cancelled()
 
     def test_a_result_within_the_scope(self, engine: qdp.Engine) -> None:
         x = RNG.normal(size=(3, 4))
         with engine.coalesce(2) as batch:
             first = batch.submit(x[0])
-            assert not first.done() and repr(first).endswith("waiting>")
+            assert not first.done()
+            assert repr(first).endswith("waiting>")
             equal(first.result(), engine.encode(x[0], 2))
-            assert first.done() and repr(first).endswith("done>")
+            assert first.done()
+            assert repr(first).endswith("done>")
             second = batch.submit(x[1:])
-            assert len(batch) == 2 and "1 of them waiting" in repr(batch)
+            assert len(batch) == 2
+            assert "1 of them waiting" in repr(batch)
         equal(second.result(), engine.encode(x[1:], 2))
         equal(batch.states, engine.encode(x, 2))
 
@@ -343,10 +352,12 @@ class TestScope:
         batch.submit(plain)
         del x
         gc.collect()
-        assert alive() is not None and sys.getrefcount(plain) == before + 1
+        assert alive() is not None
+        assert sys.getrefcount(plain) == before + 1
         batch.flush()
         gc.collect()
-        assert alive() is None and sys.getrefcount(plain) == before
+        assert alive() is None
+        assert sys.getrefcount(plain) == before
         x = array()
         alive = weakref.ref(x)
         batch.submit(x)

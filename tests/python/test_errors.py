@@ -294,6 +294,13 @@ class TestValues:
                 engine.encode(x, 3, "basis")
             assert (caught.value.sample, caught.value.position) == (1, 2)
 
+    def test_masked_values(self, engine: qdp.Engine) -> None:
+        masked = np.ma.array([3.0, 4.0], mask=[False, True])
+        for data in (masked, [masked], ([1.0, 2.0], masked)):
+            with pytest.raises(qdp.InvalidArgumentError, match="masked"):
+                engine.encode(data, 1)
+        assert engine.encode([np.ma.array([3.0, 4.0])], 1).shape == (1, 2)
+
 
 class TestMemory:
     @pytest.mark.parametrize("n", [40, 45, 50])
