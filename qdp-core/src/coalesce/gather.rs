@@ -24,8 +24,8 @@ pub(super) fn promote(a: DType, b: DType) -> DType {
 pub(super) struct Gathered {
     rows: Vec<RowRef>,
     features: usize,
-    /// What the converted rows point to.
-    converted: Vec<Box<[Complex<f64>]>>,
+    /// What the converted rows point to. Not boxes, which claim theirs for themselves when moved.
+    converted: Vec<Vec<Complex<f64>>>,
 }
 
 impl Gathered {
@@ -58,9 +58,9 @@ impl Gathered {
 }
 
 /// The row's values as `dtype`, one of those that [`promote`] names, in memory aligned for all.
-fn convert<T: Element>(row: Row<'_, T>, dtype: DType) -> Box<[Complex<f64>]> {
+fn convert<T: Element>(row: Row<'_, T>, dtype: DType) -> Vec<Complex<f64>> {
     let words = (row.len() * dtype.size()).div_ceil(size_of::<Complex<f64>>());
-    let mut memory = vec![Complex::default(); words].into_boxed_slice();
+    let mut memory = vec![Complex::default(); words];
     let start = memory.as_mut_ptr();
     for i in 0..row.len() {
         let z = row.get(i).to_complex();

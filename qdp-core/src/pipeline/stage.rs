@@ -395,6 +395,7 @@ mod tests {
     }
 
     #[test]
+    #[cfg_attr(miri, ignore = "large arrays")]
     fn every_byte_arrives() {
         for (batch, features) in [(3, 5), (2, 10_000), (2, 100_000)] {
             let values: Vec<f64> = (0..batch * features).map(|i| 1.0 + i as f64).collect();
@@ -407,6 +408,7 @@ mod tests {
     }
 
     #[test]
+    #[cfg_attr(miri, ignore = "large arrays")]
     fn doubles_are_narrowed_for_a_narrow_result() {
         for features in [5, 100_000] {
             let values: Vec<f64> = (0..3 * features).map(|i| 0.1 + i as f64).collect();
@@ -420,6 +422,7 @@ mod tests {
     }
 
     #[test]
+    #[cfg_attr(miri, ignore = "large arrays")]
     fn samples_beyond_the_narrow_range_are_scaled_by_a_power_of_two_and_others_are_not() {
         for features in [5, 100_000] {
             for scale in [1e-60, 1e60] {
@@ -445,6 +448,7 @@ mod tests {
     }
 
     #[test]
+    #[cfg_attr(miri, ignore = "large arrays")]
     fn the_first_bad_sample_is_named_behind_one_that_does_not_fit() {
         let (batch, features) = (20_000, 4);
         let mut values = vec![1.0_f64; batch * features];
@@ -458,6 +462,7 @@ mod tests {
     }
 
     #[test]
+    #[cfg_attr(miri, ignore = "large arrays")]
     fn sums_at_the_bounds_of_the_range_are_settled_at_once() {
         const FEATURES: usize = 40_000;
         let piece = (64 << 10) / size_of::<f32>();
@@ -483,6 +488,7 @@ mod tests {
     }
 
     #[test]
+    #[cfg_attr(miri, ignore = "large arrays")]
     fn the_first_bad_value_is_named() {
         for precision in [Precision::Complex64, Precision::Complex128] {
             for features in [5, 100_000] {
