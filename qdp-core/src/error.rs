@@ -201,6 +201,21 @@ pub enum Error {
     /// The caller's [`EncodeOptions::interrupt`](crate::EncodeOptions::interrupt) ended the call.
     #[error("interrupted")]
     Interrupted,
+    /// A batcher's queue is full, and it refuses what it has no room for.
+    #[error("the batcher's queue is full: {queue} request(s) wait")]
+    QueueFull {
+        /// How many may wait.
+        queue: usize,
+    },
+    /// A request's deadline passed before its batch started.
+    #[error("the deadline passed before the request's batch started")]
+    DeadlineExceeded,
+    /// The batcher takes no more requests.
+    #[error("the batcher {reason}")]
+    BatcherClosed {
+        /// Why.
+        reason: &'static str,
+    },
     /// Asynchronous work was cancelled before it started.
     #[error("cancelled before it started")]
     Cancelled,
@@ -223,6 +238,29 @@ pub enum Error {
 }
 
 impl Error {
+    /// The sample that an error about values names.
+    pub fn sample(&self) -> Option<usize> {
+        match self {
+            Self::ZeroNorm { sample }
+            | Self::NormOverflow { sample }
+            | Self::NonFinite { sample, .. }
+            | Self::BasisValue { sample, .. } => Some(*sample),
+            _ => None,
+        }
+    }
+
+    /// An error about values, with the sample counted from `first` on.
+    pub(crate) fn counted_from(mut self, first: usize) -> Self {
+        if let Self::ZeroNorm { sample }
+        | Self::NormOverflow { sample }
+        | Self::NonFinite { sample, .. }
+        | Self::BasisValue { sample, .. } = &mut self
+        {
+            *sample = sample.saturating_sub(first);
+        }
+        self
+    }
+
     /// An [`Error::InvalidArgument`].
     pub fn invalid(
         argument: &'static str,

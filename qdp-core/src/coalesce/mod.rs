@@ -1,0 +1,3 @@
+//! Many small requests as one large one.
+
+pub mod batcher;
