@@ -26,8 +26,6 @@ class Batcher(BatcherCore):
     Leaving it as a context manager closes it.
     """
 
-    __slots__ = ()
-
     async def encode_async(
         self,
         data: Any,

@@ -42,7 +42,7 @@ impl Default for BatcherConfig {
 }
 
 /// A delay is for the sake of throughput; one of hours is a mistake in its unit.
-const MAX_DELAY: Duration = Duration::from_secs(60);
+const MAX_DELAY: Duration = Duration::from_mins(1);
 
 impl BatcherConfig {
     /// Refuses settings that mean nothing.

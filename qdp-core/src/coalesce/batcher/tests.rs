@@ -7,14 +7,16 @@ use std::sync::mpsc::{Sender, channel};
 use std::time::Duration;
 
 /// Long enough that nothing starts by itself.
-const NEVER: Duration = Duration::from_secs(60);
+const NEVER: Duration = Duration::from_mins(1);
+
+type Results = Vec<(u64, Result<StateBatch>)>;
 
 /// Notes the batches that are delivered.
 #[derive(Default)]
-struct Batches(Mutex<Vec<Vec<(u64, Result<StateBatch>)>>>);
+struct Batches(Mutex<Vec<Results>>);
 
 impl Listener for Batches {
-    fn deliver(&self, results: Vec<(u64, Result<StateBatch>)>) {
+    fn deliver(&self, results: Results) {
         self.0.lock().push(results);
     }
 }
@@ -270,6 +272,35 @@ fn a_full_queue_makes_others_wait_in_order() {
     assert!(held.iter().all(|values| Arc::strong_count(values) == 1), "data was kept");
 }
 
+/// Whoever leads leaves as others do, and another leads then.
+#[test]
+fn the_leaders_deadline_passes() {
+    let batcher = Arc::new(collecting());
+    let other = {
+        let leading = Arc::clone(&batcher);
+        let leader = std::thread::spawn(move || {
+            let deadline = Some(Instant::now() + Duration::from_millis(50));
+            let options = RequestOptions { deadline, ..RequestOptions::default() };
+            leading.encode(&Input::sample(&[1.0]), &amplitude(1), &options)
+        });
+        while batcher.waiting() < 1 {
+            std::thread::yield_now();
+        }
+        let follower = Arc::clone(&batcher);
+        let other = std::thread::spawn(move || {
+            follower.encode(&Input::sample(&[2.0]), &amplitude(1), &RequestOptions::default())
+        });
+        assert_eq!(leader.join().unwrap().unwrap_err(), Error::DeadlineExceeded);
+        other
+    };
+    while batcher.waiting() < 1 {
+        std::thread::yield_now();
+    }
+    batcher.close();
+    assert_eq!(other.join().unwrap().unwrap().batch(), 1);
+    assert_eq!(batcher.stats().expired, 1);
+}
+
 #[test]
 fn deadlines_pass() {
     let batcher = collecting();
@@ -306,7 +337,7 @@ fn large_requests_go_straight_to_the_engine() {
 fn a_listener_may_close() {
     struct Closing(Mutex<Option<Arc<Batcher>>>, Mutex<Sender<u64>>);
     impl Listener for Closing {
-        fn deliver(&self, results: Vec<(u64, Result<StateBatch>)>) {
+        fn deliver(&self, results: Results) {
             let batcher = self.0.lock().take();
             if let Some(batcher) = &batcher {
                 batcher.close();

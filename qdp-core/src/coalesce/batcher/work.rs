@@ -172,7 +172,7 @@ impl Work for BatchWork {
     }
 
     fn deliver(&self, finished: Vec<Finished<Self>>) {
-        let mut groups: Vec<(Arc<dyn Listener>, Vec<(u64, Result<StateBatch>)>)> = Vec::new();
+        let mut groups: Vec<(Arc<dyn Listener>, Vec<_>)> = Vec::new();
         for Finished { listener: Listening { listener, token }, outcome } in finished {
             let group = groups.iter_mut().find(|(other, _)| Arc::ptr_eq(other, &listener));
             let result = (token, result(outcome, self.config.queue));

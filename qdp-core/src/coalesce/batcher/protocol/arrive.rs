@@ -4,8 +4,8 @@ use super::super::sync::{SPINS, spin_loop};
 use super::lead::Leading;
 use super::ticket::Place;
 use super::{
-    Arc, Batch, CHANGED, Claim, Failure, Finished, Listening, MutexGuard, Ordering, Parked, Phase,
-    Protocol, Reason, Share, State, Ticket, Unwritten, Work,
+    Arc, Batch, CHANGED, Claim, Failure, Finished, Leader, Listening, MutexGuard, Ordering, Parked,
+    Phase, Protocol, Reason, Share, State, Ticket, Unwritten, Work,
 };
 use std::ops::Range;
 use std::time::{Duration, Instant};
@@ -55,8 +55,8 @@ impl<W: Work> Protocol<W> {
         write: impl FnOnce(&W::Buffer, Range<usize>) -> Result<(), W::Error>,
     ) -> Result<Called<W, R>, Failure<W::Error>> {
         let mut state = self.enter(&request)?;
-        if !state.led && self.limits.delay.is_zero() {
-            state.led = true;
+        if state.leader == Leader::Nobody && self.limits.delay.is_zero() {
+            state.leader = Leader::Somebody;
             let (none, size) = (Duration::ZERO, (1, request.rows));
             state.stats.start(size, Reason::Idle, none, none);
             drop(state);
@@ -111,9 +111,8 @@ impl<W: Work> Protocol<W> {
             deadline: request.deadline,
             listener,
         });
-        if !state.led {
-            state.led = true;
-            state.worker_leads = true;
+        if state.leader == Leader::Nobody {
+            state.leader = Leader::Worker;
             self.worker.notify_all();
         }
         drop(state);
@@ -186,8 +185,8 @@ impl<W: Work> Protocol<W> {
             let (claim, index) =
                 self.claim(&mut state, &request, arrived).map_err(Failure::Failed)?;
             state.pending[index].callers += 1;
-            if !state.led {
-                state.led = true;
+            if state.leader == Leader::Nobody {
+                state.leader = Leader::Somebody;
                 claim.batch.set(Phase::Lead);
             }
             return Ok(claim);
@@ -283,8 +282,9 @@ impl<W: Work> Protocol<W> {
                 }
                 Phase::Lead => {
                     drop(phase);
-                    if batch.take_lead() {
-                        self.lead(Some(&batch));
+                    if batch.take_lead() && !self.lead(Some((&batch, deadline))) {
+                        seat.taken = false;
+                        return Err(Failure::Expired);
                     }
                     phase = batch.phase.lock();
                 }
@@ -322,7 +322,7 @@ impl<W: Work> Protocol<W> {
     }
 
     /// A caller gives its place up, if its batch has not started: only then is it noted.
-    fn leave(&self, batch: &Arc<Batch<W>>, note: impl FnOnce(&mut State<W>)) -> bool {
+    pub(super) fn leave(&self, batch: &Arc<Batch<W>>, note: impl FnOnce(&mut State<W>)) -> bool {
         let mut state = self.state.lock();
         let Some(index) = state.find(batch) else { return false };
         let pending = &mut state.pending[index];

@@ -3,8 +3,8 @@
 use super::super::sync::{SPINS, spin_loop};
 use super::ticket::Place;
 use super::{
-    Batch, Failure, Finished, Ordering, Pending, Phase, Protocol, SEALED, State, Unwritten,
-    WAITING, Work,
+    Arc, Batch, Failure, Finished, Leader, Ordering, Pending, Phase, Protocol, SEALED, State,
+    Unwritten, WAITING, Work,
 };
 use std::time::Instant;
 
@@ -30,10 +30,14 @@ impl<W: Work> Drop for Leading<'_, W> {
     }
 }
 
-/// A batch that has started.
-struct Started<W: Work> {
-    pending: Pending<W>,
-    at: Instant,
+/// What a leader does next.
+enum Next<W: Work> {
+    /// Run a batch, which started at this instant.
+    Run(Pending<W>, Instant),
+    /// Nothing: nobody leads any more.
+    Nothing,
+    /// Leave: its own deadline has passed.
+    Leave,
 }
 
 impl<W: Work> Batch<W> {
@@ -68,16 +72,23 @@ impl<W: Work> Batch<W> {
 }
 
 impl<W: Work> Protocol<W> {
-    /// Leads until `own` is done; where it is none, for one batch.
-    pub(super) fn lead(&self, own: Option<&Batch<W>>) {
+    /// Leads until `own` is done; where there is none, for one batch. False where the deadline of
+    /// `own` passed before: it has left its batch, then.
+    pub(super) fn lead(&self, own: Option<(&Arc<Batch<W>>, Option<Instant>)>) -> bool {
         let mut leading = Leading::new(self);
+        let until = own.and_then(|(_, deadline)| deadline);
         let finished = loop {
-            let Some(started) = self.start() else {
-                leading.held = false;
-                return;
+            let finished = match (self.next(until), own) {
+                (Next::Run(pending, at), _) => self.run(pending, at),
+                (Next::Leave, Some((batch, _))) => {
+                    return !self.leave(batch, |state| state.stats.expired += 1);
+                }
+                (Next::Nothing | Next::Leave, _) => {
+                    leading.held = false;
+                    return true;
+                }
             };
-            let finished = self.finish(started);
-            if own.is_none_or(Batch::is_done) {
+            if own.is_none_or(|(batch, _)| batch.is_done()) {
                 break finished;
             }
             self.state.lock().busy = true;
@@ -86,11 +97,12 @@ impl<W: Work> Protocol<W> {
         // The next batch first: those who listen may be slow.
         drop(leading);
         self.deliver(finished);
+        true
     }
 
-    /// Takes the batch that is next out of the pending ones, once it is due. `None` where there is
-    /// none: nobody leads any more, then.
-    fn start(&self) -> Option<Started<W>> {
+    /// Takes the batch that is next out of the pending ones, once it is due; waits for that `until`
+    /// then at most.
+    fn next(&self, until: Option<Instant>) -> Next<W> {
         let mut state = self.state.lock();
         loop {
             self.drop_abandoned(&mut state);
@@ -111,21 +123,24 @@ impl<W: Work> Protocol<W> {
                 let news = self.grant(&mut state);
                 drop(state);
                 self.deliver(news);
-                return Some(Started { pending, at: now });
+                return Next::Run(pending, now);
             }
             match state.pending.iter().filter_map(|pending| due(pending).err()).min() {
                 None => {
                     self.release(&mut state);
-                    return None;
+                    return Next::Nothing;
                 }
-                Some(time) => state = self.due.wait_until(state, time),
+                Some(_) if until.is_some_and(|until| until <= now) => return Next::Leave,
+                Some(time) => {
+                    let time = until.map_or(time, |until| until.min(time));
+                    state = self.due.wait_until(state, time);
+                }
             }
         }
     }
 
     /// Runs a batch and publishes its result; returns what its listeners are to be told.
-    fn finish(&self, started: Started<W>) -> Vec<Finished<W>> {
-        let Started { pending, at } = started;
+    fn run(&self, pending: Pending<W>, at: Instant) -> Vec<Finished<W>> {
         let Pending { batch, rows, requests, unwritten, full, .. } = pending;
         let (mut invalid, mut expired) = (0, 0);
         for Unwritten { claim, source, ticket } in unwritten {
@@ -173,16 +188,17 @@ impl<W: Work> Protocol<W> {
             Some(next) if next.callers > 0 => {
                 next.batch.set(Phase::Lead);
                 next.batch.changed.notify_one();
+                state.leader = Leader::Somebody;
             }
             Some(_) => {
-                state.worker_leads = true;
+                state.leader = Leader::Worker;
                 self.worker.notify_all();
             }
         }
     }
 
     fn release(&self, state: &mut State<W>) {
-        state.led = false;
+        state.leader = Leader::Nobody;
         state.busy = false;
         if state.closed {
             self.idle.notify_all();

@@ -5,7 +5,7 @@
 //! *publishes* one result for all. Whatever a claim is dropped for, an error or a panic included,
 //! it counts as written then, so a leader never waits for somebody who is gone.
 //!
-//! There is at most one leader, and while anything waits there is one: [`State::led`]. It is the
+//! There is at most one leader, and while anything waits there is one: [`State::leader`]. It is the
 //! first caller to come when nothing is in flight; afterwards, a caller of the batch that is next,
 //! and where nobody waits in a call, the worker. Leadership is offered through the batch
 //! ([`Phase::Lead`]), so that whichever caller looks first takes it; one who leaves without looking
@@ -214,6 +214,17 @@ struct Parked<W: Work> {
     source: Option<(W::Source, Option<W::Listener>)>,
 }
 
+/// Who leads.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Leader {
+    /// Never while anything is pending.
+    Nobody,
+    /// A thread does, or a batch's callers are asked to.
+    Somebody,
+    /// The worker is asked to.
+    Worker,
+}
+
 /// What the lock guards.
 struct State<W: Work> {
     /// In the order in which they were opened.
@@ -222,12 +233,9 @@ struct State<W: Work> {
     parked: VecDeque<Parked<W>>,
     /// Requests that wait in batches.
     waiting: usize,
-    /// Somebody leads, or is about to: never false while anything is pending.
-    led: bool,
+    leader: Leader,
     /// The batch before is over, rather than nothing was in flight.
     busy: bool,
-    /// The worker is to lead.
-    worker_leads: bool,
     /// No more requests.
     closed: bool,
     /// The worker is to end.
@@ -258,9 +266,8 @@ impl<W: Work> Protocol<W> {
             pending: Vec::new(),
             parked: VecDeque::new(),
             waiting: 0,
-            led: false,
+            leader: Leader::Nobody,
             busy: false,
-            worker_leads: false,
             closed: false,
             stopped: false,
             stats: BatcherStats::default(),
@@ -312,7 +319,7 @@ impl<W: Work> Protocol<W> {
         let mut state = self.state.lock();
         state.closed = true;
         self.due.notify_all();
-        while drain && state.led {
+        while drain && state.leader != Leader::Nobody {
             state = self.idle.wait(state);
         }
     }
@@ -327,11 +334,12 @@ impl<W: Work> Protocol<W> {
     pub(crate) fn work(&self) {
         let mut state = self.state.lock();
         loop {
-            if std::mem::take(&mut state.worker_leads) {
+            if state.leader == Leader::Worker {
+                state.leader = Leader::Somebody;
                 drop(state);
-                self.lead(None);
+                let _ = self.lead(None); // it has no deadline
                 state = self.state.lock();
-            } else if state.stopped && !state.led {
+            } else if state.stopped && state.leader == Leader::Nobody {
                 return;
             } else {
                 state = self.worker.wait(state);
@@ -369,14 +377,11 @@ impl<W: Work> Protocol<W> {
             }
             fits
         });
-        let index = match open {
-            Some(index) => index,
-            None => {
-                let (buffer, capacity) = self.work.buffer(key, *rows)?;
-                state.pending.push(Pending::new(key, *level, buffer, capacity, arrived));
-                state.pending.len() - 1
-            }
-        };
+        let index = open.unwrap_or(state.pending.len());
+        if open.is_none() {
+            let (buffer, capacity) = self.work.buffer(key, *rows)?;
+            state.pending.push(Pending::new(key, *level, buffer, capacity, arrived));
+        }
         let pending = &mut state.pending[index];
         let claim =
             Claim { batch: Arc::clone(&pending.batch), rows: pending.rows..pending.rows + rows };
