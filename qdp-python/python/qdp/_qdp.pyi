@@ -6,6 +6,7 @@ from typing import Any, ClassVar, Literal, Self, final
 import numpy as np
 import numpy.typing as npt
 from torch import Tensor
+from typing_extensions import disjoint_base
 
 from qdp._batcher import Batcher
 from qdp._future import EncodeFuture
@@ -140,6 +141,7 @@ class Engine:
     ) -> dict[str, int]: ...
     def num_features(self, num_qubits: int, encoding: str) -> int: ...
 
+@disjoint_base
 class BatcherCore:
     """What :class:`qdp.Batcher` is built on."""
 
