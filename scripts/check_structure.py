@@ -20,7 +20,7 @@ RULES = [
         "only qdp-core/src/config.rs reads the environment",
     ),
     (
-        r"qdp-core/src/(encoding|pipeline/ring|pipeline/plan|coalesce/queue)\b",
+        r"qdp-core/src/(encoding|pipeline/ring|pipeline/plan|coalesce/queue|coalesce/batcher/protocol)\b",
         r"\bunsafe\b",
         "these modules are safe Rust",
     ),

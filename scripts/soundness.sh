@@ -4,7 +4,8 @@
 #   soundness.sh [miri] [tsan] [asan]      all of them where none is named
 #
 #   miri   the modules that are pure Rust, in an interpreter that knows the language's rules
-#   tsan   ThreadSanitizer: the pipeline and the thread pool, with the standard library rebuilt
+#   tsan   ThreadSanitizer: the pipeline, the batcher under stress (for QDP_STRESS_SECONDS) and the
+#          thread pool, with the standard library rebuilt
 #   asan   AddressSanitizer: all of the unit tests
 #
 # Missing components of the nightly toolchain (NIGHTLY names another) are added. What cannot be run
@@ -64,7 +65,8 @@ tsan() {
     has rust-src || { skip tsan "$NIGHTLY has no rust-src"; return; }
     # The standard library must be instrumented, too, or its locks are not seen.
     RUSTFLAGS="-Zsanitizer=thread ${RUSTFLAGS:-}" PROPTEST_CASES=${PROPTEST_CASES:-16} \
-        check tsan test -Zbuild-std --target "$host" -p qdp-core --lib -- pipeline:: coalesce:: cpu::parallel::
+        check tsan test -Zbuild-std --target "$host" -p qdp-core --lib --test batcher_stress -- \
+        pipeline:: coalesce:: cpu::parallel:: stress
 }
 
 asan() {

@@ -3,7 +3,7 @@
 use crate::config::Config;
 use crate::cpu;
 use crate::cpu::memory::HostBuffer;
-use crate::cuda::{CudaBackend, Encoded, RawStream};
+use crate::cuda::{CudaBackend, Encoded, PinnedBuffer, RawStream};
 use crate::element::{DType, Precision};
 use crate::encoding::EncodeSpec;
 use crate::error::{Error, Result};
@@ -492,6 +492,14 @@ impl Engine {
         match &self.shared.backend {
             Backend::Cpu => None,
             Backend::Cuda(cuda) => Some(cuda.stream()),
+        }
+    }
+
+    /// Page-locked memory, on a CUDA device.
+    pub(crate) fn pinned_buffer(&self, bytes: usize) -> Option<Result<PinnedBuffer>> {
+        match &self.shared.backend {
+            Backend::Cpu => None,
+            Backend::Cuda(cuda) => Some(cuda.pinned_buffer(bytes)),
         }
     }
 

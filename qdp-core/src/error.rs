@@ -201,6 +201,21 @@ pub enum Error {
     /// The caller's [`EncodeOptions::interrupt`](crate::EncodeOptions::interrupt) ended the call.
     #[error("interrupted")]
     Interrupted,
+    /// A batcher's queue is full, and it refuses what it has no room for.
+    #[error("the batcher's queue is full: {queue} request(s) wait")]
+    QueueFull {
+        /// How many may wait.
+        queue: usize,
+    },
+    /// A request's deadline passed before its batch started.
+    #[error("the deadline passed before the request's batch started")]
+    DeadlineExceeded,
+    /// The batcher takes no more requests.
+    #[error("the batcher {reason}")]
+    BatcherClosed {
+        /// Why.
+        reason: &'static str,
+    },
     /// Asynchronous work was cancelled before it started.
     #[error("cancelled before it started")]
     Cancelled,

@@ -31,6 +31,7 @@ mod plan;
 mod state;
 mod trace;
 
+pub use coalesce::batcher::{Batcher, BatcherConfig, BatcherStats, WhenFull};
 pub use element::{DType, Precision};
 pub use encoding::{Convention, EncodeSpec, Encoding, Entanglement, Rotation};
 pub use engine::{Device, EncodeOptions, Engine, MemoryInfo};

@@ -1,5 +1,6 @@
 //! `Engine` and `Plan`, and the one function that every encode goes through.
 
+use crate::batcher;
 use crate::coalesce::{self, Coalescer, Thresholds};
 use crate::errors::{Failure, Result};
 use crate::exchange::Table;
@@ -286,8 +287,8 @@ pub(crate) fn out_of_memory(engine: &qdp_core::Engine, needed: u128) -> Failure 
 /// `InvalidArgumentError` for a variable of the environment that is not what it may be.
 #[pyclass(frozen, module = "qdp", name = "Engine")]
 pub(crate) struct Engine {
-    engine: qdp_core::Engine,
-    precision: Option<Precision>,
+    pub(crate) engine: qdp_core::Engine,
+    pub(crate) precision: Option<Precision>,
 }
 
 #[pymethods]
@@ -562,6 +563,49 @@ impl Engine {
         Ok(Plan { engine: self.engine.clone(), precision: self.precision, spec })
     }
 
+    /// A `Batcher`: encodes the requests of many threads and asyncio tasks together.
+    ///
+    /// `num_qubits`, `encoding` and the options after them are those of requests that do not name
+    /// their own. Where nothing is in flight a request starts at once, or when the oldest has
+    /// waited for `max_delay_us` microseconds. A batch has at most `max_batch_bytes` of input, and
+    /// of states, and `max_batch_samples` samples. `queue` requests may wait for their batch to
+    /// start; of others, `when_full="wait"` waits for room and `"raise"` raises `QueueFullError`.
+    #[pyo3(signature = (
+        num_qubits, encoding="amplitude", *, rotation=None, reps=None, entanglement=None,
+        convention="qdp", max_delay_us=0.0, max_batch_bytes=None, max_batch_samples=None,
+        queue=None, when_full="wait",
+    ))]
+    #[allow(clippy::too_many_arguments)] // one per keyword of the public method
+    fn batcher<'py>(
+        slf: &Bound<'py, Self>,
+        num_qubits: &Bound<'py, PyAny>,
+        encoding: &str,
+        rotation: Option<&str>,
+        reps: Option<&Bound<'py, PyAny>>,
+        entanglement: Option<&Bound<'py, PyAny>>,
+        convention: &str,
+        max_delay_us: f64,
+        max_batch_bytes: Option<&Bound<'py, PyAny>>,
+        max_batch_samples: Option<&Bound<'py, PyAny>>,
+        queue: Option<&Bound<'py, PyAny>>,
+        when_full: &str,
+    ) -> Result<Bound<'py, PyAny>> {
+        static CLASS: PyOnceLock<Py<PyAny>> = PyOnceLock::new();
+        let py = slf.py();
+        let options = PyDict::new(py);
+        options.set_item("rotation", rotation)?;
+        options.set_item("reps", reps)?;
+        options.set_item("entanglement", entanglement)?;
+        options.set_item("convention", convention)?;
+        options.set_item("max_delay_us", max_delay_us)?;
+        options.set_item("max_batch_bytes", max_batch_bytes)?;
+        options.set_item("max_batch_samples", max_batch_samples)?;
+        options.set_item("queue", queue)?;
+        options.set_item("when_full", when_full)?;
+        let class = CLASS.import(py, "qdp._batcher", "Batcher")?;
+        Ok(class.call((slf, num_qubits, encoding), Some(&options))?)
+    }
+
     /// Wait for what was enqueued and raise the first thing that validation on the device found.
     fn check(&self, py: Python<'_>) -> Result<()> {
         Ok(py.detach(|| self.engine.check())?)
@@ -659,6 +703,7 @@ pub(crate) fn begin_shutdown(py: Python<'_>) {
     if !is_main_interpreter(py) {
         return;
     }
+    batcher::close_all(py);
     future::finish_all(py);
     qdp_core::cuda::begin_shutdown();
 }

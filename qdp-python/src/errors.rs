@@ -161,6 +161,12 @@ fn describe(error: &Error, attributes: &Bound<'_, PyDict>) -> PyResult<&'static 
             attributes.set_item("total", total)?;
             "OutOfMemoryError"
         }
+        Error::QueueFull { queue } => {
+            attributes.set_item("queue", queue)?;
+            "QueueFullError"
+        }
+        Error::DeadlineExceeded => "DeadlineExceededError",
+        Error::BatcherClosed { .. } => "BatcherClosedError",
         Error::Capturing { .. } => "CaptureError",
         Error::Driver { call, name, .. } => {
             attributes.set_item("call", call)?;

@@ -1,11 +1,13 @@
 //! QDP's Python module: engines, states, and arrays of every kind in and out.
 //!
 //! Only glue: what an argument means (`options`, `pipeline`), where an array's values lie (`input`,
-//! `output`, `layout`, `arrow`, `exchange`), how states leave (`state`, `dlpack`, `future`), what a
+//! `output`, `layout`, `arrow`, `exchange`), how states leave (`state`, `dlpack`, `future`), who shares
+//! batches (`batcher`), what a
 //! signal does (`interrupt`) and which exception a failure is (`errors`). Everything that computes
 //! or waits is the core's, and runs without the GIL.
 
 mod arrow;
+mod batcher;
 mod coalesce;
 mod dlpack;
 mod engine;
@@ -29,6 +31,8 @@ mod tensor;
 mod _qdp {
     use pyo3::prelude::*;
 
+    #[pymodule_export]
+    use crate::batcher::{BatcherCore, BatcherRequest};
     #[pymodule_export]
     use crate::coalesce::{Coalescer, Handle};
     #[pymodule_export]

@@ -74,7 +74,7 @@ fn integer<T: TryFrom<i64> + PartialOrd>(
         .ok_or_else(|| invalid(argument, &expected(), value))
 }
 
-fn invalid(argument: &'static str, expected: &str, got: &Bound<'_, PyAny>) -> Failure {
+pub(crate) fn invalid(argument: &'static str, expected: &str, got: &Bound<'_, PyAny>) -> Failure {
     let got = got.repr().map_or_else(|_| got.get_type().to_string(), |repr| repr.to_string());
     Error::invalid(argument, expected, got).into()
 }
@@ -114,7 +114,7 @@ pub(crate) fn validate_now(name: &str) -> Result<bool> {
     }
 }
 
-fn unknown(argument: &'static str, expected: &str, got: &str) -> Failure {
+pub(crate) fn unknown(argument: &'static str, expected: &str, got: &str) -> Failure {
     Error::invalid(argument, expected, format!("{got:?}")).into()
 }
 

@@ -2,7 +2,7 @@
 
 use super::kernels::{CommonArgs, Kernels};
 use super::lanes::Call;
-use super::{CudaBackend, Encoded, PageLocked, RawStream, Ticket};
+use super::{CudaBackend, Encoded, PageLocked, PinnedBuffer, RawStream, Ticket};
 use crate::element::DType;
 use crate::engine::Device;
 use crate::error::Result;
@@ -18,6 +18,11 @@ use crate::trace;
 use std::sync::Arc;
 
 impl CudaBackend {
+    /// Page-locked memory, for input that is collected where the device copies it from.
+    pub(crate) fn pinned_buffer(&self, bytes: usize) -> Result<PinnedBuffer> {
+        PinnedBuffer::new(&self.context, bytes)
+    }
+
     /// What the pipeline has done; with timing, waits for what is in flight.
     pub(crate) fn stats(&self) -> Result<PipelineStats> {
         let mut stats = self.counters.snapshot();

@@ -59,6 +59,11 @@ impl<'a> Staging<'a> {
         Self { plan, input, dtype, factors: HashMap::new(), stream }
     }
 
+    /// Values that travel as they are, to memory that is or is not to be written past the caches.
+    pub(crate) fn unchanged(plan: &'a EncodePlan, input: &'a Input<'a>, stream: bool) -> Self {
+        Self { dtype: plan.dtype(), stream, ..Self::new(plan, input) }
+    }
+
     /// Copies a piece to `target`, which has its size on the link; returns its sum of squares.
     pub(crate) fn stage(&self, piece: &Piece, target: &mut [u8]) -> Result<f64> {
         with_element!(self.input.dtype(), T => self.stage_as::<T>(piece, target))

@@ -9,6 +9,7 @@ array([[0.6+0.j, 0.8+0.j]])
 
 from __future__ import annotations
 
+from qdp._batcher import Batcher
 from qdp._future import EncodeFuture
 from qdp._qdp import (
     CoalesceHandle,
@@ -25,7 +26,9 @@ from qdp._qdp import (
 from qdp._stream import StateStream
 from qdp.exceptions import (
     BasisValueError,
+    BatcherClosedError,
     CaptureError,
+    DeadlineExceededError,
     DeviceMismatchError,
     DeviceUnavailableError,
     DriverError,
@@ -37,16 +40,20 @@ from qdp.exceptions import (
     NormOverflowError,
     OutOfMemoryError,
     QdpError,
+    QueueFullError,
     ShapeError,
     ZeroNormError,
 )
 
 __all__ = [
     "BasisValueError",
+    "Batcher",
+    "BatcherClosedError",
     "CaptureError",
     "CoalesceHandle",
     "Coalescer",
     "DTypeError",
+    "DeadlineExceededError",
     "DeviceMismatchError",
     "DeviceUnavailableError",
     "DriverError",
@@ -62,6 +69,7 @@ __all__ = [
     "PipelineConfig",
     "Plan",
     "QdpError",
+    "QueueFullError",
     "ShapeError",
     "StateBatch",
     "StateStream",

@@ -1,17 +1,22 @@
 """Types of the native module."""
 
+from asyncio import AbstractEventLoop, Future
 from collections.abc import Iterable
 from typing import Any, ClassVar, Literal, Self, final
 
 import numpy as np
 import numpy.typing as npt
 from torch import Tensor
+from typing_extensions import disjoint_base
 
+from qdp._batcher import Batcher
 from qdp._future import EncodeFuture
 from qdp._stream import StateStream
 from qdp._types import Convention, Entanglement, Precision
 
 __all__ = [
+    "BatcherCore",
+    "BatcherRequest",
     "CoalesceHandle",
     "Coalescer",
     "Engine",
@@ -153,6 +158,21 @@ class Engine:
         entanglement: Entanglement | None = None,
         convention: Convention = "qdp",
     ) -> Plan: ...
+    def batcher(
+        self,
+        num_qubits: int,
+        encoding: str = "amplitude",
+        *,
+        rotation: Literal["x", "y", "z"] | None = None,
+        reps: int | None = None,
+        entanglement: Entanglement | None = None,
+        convention: Convention = "qdp",
+        max_delay_us: float = 0.0,
+        max_batch_bytes: int | None = None,
+        max_batch_samples: int | None = None,
+        queue: int | None = None,
+        when_full: Literal["wait", "raise"] = "wait",
+    ) -> Batcher: ...
     def check(self) -> None: ...
     def synchronize(self) -> None: ...
     def memory_info(self) -> dict[str, int]: ...
@@ -172,6 +192,86 @@ class Engine:
         convention: Convention = "qdp",
     ) -> dict[str, int]: ...
     def num_features(self, num_qubits: int, encoding: str) -> int: ...
+
+@disjoint_base
+class BatcherCore:
+    """What :class:`qdp.Batcher` is built on."""
+
+    def __new__(
+        cls,
+        engine: Engine,
+        num_qubits: int,
+        encoding: str = "amplitude",
+        *,
+        rotation: Literal["x", "y", "z"] | None = None,
+        reps: int | None = None,
+        entanglement: Entanglement | None = None,
+        convention: Convention = "qdp",
+        max_delay_us: float = 0.0,
+        max_batch_bytes: int | None = None,
+        max_batch_samples: int | None = None,
+        queue: int | None = None,
+        when_full: Literal["wait", "raise"] = "wait",
+    ) -> Self: ...
+    @property
+    def num_qubits(self) -> int: ...
+    @property
+    def encoding(self) -> str: ...
+    @property
+    def device(self) -> str: ...
+    @property
+    def closed(self) -> bool: ...
+    def encode(
+        self,
+        data: Any,
+        num_qubits: int | None = None,
+        encoding: str | None = None,
+        *,
+        rotation: Literal["x", "y", "z"] | None = None,
+        reps: int | None = None,
+        entanglement: Entanglement | None = None,
+        convention: Convention | None = None,
+        deadline: float | None = None,
+        priority: int = 0,
+    ) -> StateBatch:
+        """Encode a sample or several, together with what others ask for meanwhile.
+
+        ``data`` is what :meth:`qdp.Engine.encode` takes: a sample, shape ``(features,)``, or
+        several, shape ``(rows, features)``. What is named takes the place of what the batcher was
+        made with; options of another encoding have to be named with it. ``deadline`` is in seconds
+        from now: a request that has not started by then raises
+        :class:`qdp.DeadlineExceededError`. Requests of higher ``priority`` start first.
+
+        Raises what :meth:`qdp.Engine.encode` raises about this request,
+        :class:`qdp.QueueFullError` and :class:`qdp.BatcherClosedError`. Data on a device, and
+        requests larger than a batch, are encoded by themselves.
+        """
+
+    def submit(
+        self,
+        event_loop: AbstractEventLoop,
+        data: Any,
+        num_qubits: int | None = None,
+        encoding: str | None = None,
+        *,
+        rotation: Literal["x", "y", "z"] | None = None,
+        reps: int | None = None,
+        entanglement: Entanglement | None = None,
+        convention: Convention | None = None,
+        deadline: float | None = None,
+        priority: int = 0,
+    ) -> tuple[Future[StateBatch], BatcherRequest | None]: ...
+    def close(self) -> None:
+        """Take no more requests, and wait until those that wait are encoded."""
+
+    def stats(self) -> dict[str, Any]:
+        """What the batcher has done, by name; ``batch_sizes`` is a dict by powers of two."""
+
+@final
+class BatcherRequest:
+    """A request of a task's."""
+
+    def cancel(self) -> bool: ...
 
 @final
 class PipelineConfig:

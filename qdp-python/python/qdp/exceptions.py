@@ -9,8 +9,10 @@ from __future__ import annotations
 
 __all__ = [
     "BasisValueError",
+    "BatcherClosedError",
     "CaptureError",
     "DTypeError",
+    "DeadlineExceededError",
     "DeviceMismatchError",
     "DeviceUnavailableError",
     "DriverError",
@@ -21,6 +23,7 @@ __all__ = [
     "NormOverflowError",
     "OutOfMemoryError",
     "QdpError",
+    "QueueFullError",
     "ShapeError",
     "ZeroNormError",
 ]
@@ -135,3 +138,19 @@ class DriverError(QdpError, RuntimeError):
 
     call: str
     name: str
+
+
+class QueueFullError(QdpError, RuntimeError):
+    """A batcher's queue is full, and it refuses what it has no room for. Attribute: ``queue``, how
+    many requests may wait.
+    """
+
+    queue: int
+
+
+class DeadlineExceededError(QdpError, TimeoutError):
+    """A request's deadline passed before its batch started."""
+
+
+class BatcherClosedError(QdpError, RuntimeError):
+    """A batcher takes no more requests: it is closed, or another process's."""

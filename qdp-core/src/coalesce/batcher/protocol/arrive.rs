@@ -1,0 +1,363 @@
+//! Requests come: callers who wait for the result, and asynchronous ones.
+
+use super::super::sync::{SPINS, spin_loop};
+use super::lead::Leading;
+use super::ticket::Place;
+use super::{
+    Arc, Batch, CHANGED, Claim, Failure, Finished, Leader, Listening, MutexGuard, Ordering, Parked,
+    Phase, Protocol, Reason, Share, State, Ticket, Unwritten, Work,
+};
+use std::ops::Range;
+use std::time::{Duration, Instant};
+
+/// What is asked for, but for the values.
+pub(crate) struct Request<W: Work> {
+    pub(crate) key: W::Key,
+    /// Higher levels start first.
+    pub(crate) level: i32,
+    /// No more than a buffer holds.
+    pub(crate) rows: usize,
+    /// It fails where it has not started by then.
+    pub(crate) deadline: Option<Instant>,
+}
+
+/// The result of a call.
+pub(crate) enum Called<W: Work, R> {
+    /// Nothing was in flight: what the caller computed by itself.
+    Alone(R),
+    /// Some rows of a batch.
+    Shared(Share<W>),
+}
+
+/// A caller's place in a batch: given up where it is dropped.
+struct Seat<'a, W: Work> {
+    protocol: &'a Protocol<W>,
+    batch: Arc<Batch<W>>,
+    rows: Range<usize>,
+    taken: bool,
+}
+
+impl<W: Work> Drop for Seat<'_, W> {
+    fn drop(&mut self) {
+        if self.taken {
+            self.protocol.leave(&self.batch, |_| {});
+        }
+    }
+}
+
+impl<W: Work> Protocol<W> {
+    /// Encodes a request and waits for it: `alone` where nothing is in flight, else as rows of a
+    /// batch, which `write` writes.
+    pub(crate) fn call<R>(
+        &self,
+        request: Request<W>,
+        alone: impl FnOnce() -> R,
+        write: impl FnOnce(&W::Buffer, Range<usize>) -> Result<(), W::Error>,
+    ) -> Result<Called<W, R>, Failure<W::Error>> {
+        let mut state = self.enter(&request)?;
+        if state.leader == Leader::Nobody && self.limits.delay.is_zero() {
+            state.leader = Leader::Somebody;
+            let (none, size) = (Duration::ZERO, (1, request.rows));
+            state.stats.start(size, Reason::Idle, none, none);
+            drop(state);
+            let _leading = Leading::new(self);
+            return Ok(Called::Alone(alone()));
+        }
+        let deadline = request.deadline;
+        let claim = self.take_place(state, request)?;
+        let (batch, rows) = (Arc::clone(&claim.batch), claim.rows.clone());
+        let mut seat = Seat { protocol: self, batch, rows, taken: true };
+        if let Err(error) = write(&claim.batch.buffer, claim.rows.clone()) {
+            drop(claim);
+            seat.taken = false;
+            self.leave(&seat.batch, |_| {});
+            self.state.lock().stats.invalid += 1;
+            return Err(Failure::Failed(error));
+        }
+        drop(claim);
+        self.wait(&mut seat, deadline).map(Called::Shared)
+    }
+
+    /// Queues a request that nobody waits for in a call. Where there is room, `write` writes the
+    /// rows of `data` before this returns; else `source` says what is written later.
+    ///
+    /// Where this fails, nobody is told.
+    pub(crate) fn submit<D>(
+        &self,
+        request: Request<W>,
+        listener: Option<W::Listener>,
+        data: D,
+        write: impl FnOnce(&D, &W::Buffer, Range<usize>) -> Result<(), W::Error>,
+        source: impl FnOnce(D) -> W::Source,
+    ) -> Result<Arc<Ticket<W>>, Failure<W::Error>> {
+        let mut state = self.enter(&request)?;
+        let arrived = Instant::now();
+        let ticket = Arc::new(Ticket::new());
+        if !self.has_room(&mut state)? {
+            let source = Some((source(data), listener));
+            state.parked.push_back(Parked {
+                ticket: Arc::clone(&ticket),
+                request,
+                arrived,
+                source,
+            });
+            return Ok(ticket);
+        }
+        let (claim, index) = self.claim(&mut state, &request, arrived).map_err(Failure::Failed)?;
+        ticket.set(Place::Placed(Arc::clone(&claim.batch), claim.rows.clone()));
+        state.pending[index].requests.push(Listening {
+            ticket: Arc::clone(&ticket),
+            rows: claim.rows.clone(),
+            deadline: request.deadline,
+            listener,
+        });
+        if state.leader == Leader::Nobody {
+            state.leader = Leader::Worker;
+            self.worker.notify_all();
+        }
+        drop(state);
+        if let Err(error) = write(&data, &claim.batch.buffer, claim.rows.clone()) {
+            // Before the claim is let go: its leader tells nobody, then.
+            ticket.set(Place::Taken);
+            let batch = Arc::clone(&claim.batch);
+            drop(claim);
+            self.leave_asynchronous(&ticket, &batch);
+            self.state.lock().stats.invalid += 1;
+            return Err(Failure::Failed(error));
+        }
+        Ok(ticket)
+    }
+
+    /// Keeps an asynchronous request from starting, if it has not started. Only the call that does
+    /// so answers true, and its listener is not told.
+    pub(crate) fn cancel(&self, ticket: &Arc<Ticket<W>>) -> bool {
+        let mut state = self.state.lock();
+        let is_it = |parked: &Parked<W>| Arc::ptr_eq(&parked.ticket, ticket);
+        if let Some(index) = state.parked.iter().position(is_it) {
+            let parked = state.parked.remove(index);
+            ticket.set(Place::Ended(Failure::Cancelled));
+            state.stats.cancelled += 1;
+            drop(state);
+            drop(parked); // the caller's data: not under the lock
+            return true;
+        }
+        drop(state);
+        let Some(batch) = ticket.batch() else { return false };
+        let left = self.leave_asynchronous(ticket, &batch);
+        if left {
+            self.state.lock().stats.cancelled += 1;
+        }
+        left
+    }
+
+    /// The state, for a request that may come.
+    fn enter(&self, request: &Request<W>) -> Result<MutexGuard<'_, State<W>>, Failure<W::Error>> {
+        let late = request.deadline.is_some_and(|deadline| deadline <= Instant::now());
+        let mut state = self.state.lock();
+        if state.closed {
+            return Err(Failure::Closed);
+        }
+        if late {
+            state.stats.expired += 1;
+            return Err(Failure::Expired);
+        }
+        Ok(state)
+    }
+
+    /// Whether a request may claim its rows now, rather than be parked.
+    fn has_room(&self, state: &mut State<W>) -> Result<bool, Failure<W::Error>> {
+        let room = state.waiting < self.limits.queue && state.parked.is_empty();
+        if !room && self.limits.refuse {
+            state.stats.refused += 1;
+            return Err(Failure::Full);
+        }
+        Ok(room)
+    }
+
+    /// A caller's claim, as soon as there is room.
+    fn take_place(
+        &self,
+        mut state: MutexGuard<'_, State<W>>,
+        request: Request<W>,
+    ) -> Result<Claim<W>, Failure<W::Error>> {
+        let arrived = Instant::now();
+        if self.has_room(&mut state)? {
+            let (claim, index) =
+                self.claim(&mut state, &request, arrived).map_err(Failure::Failed)?;
+            state.pending[index].callers += 1;
+            if state.leader == Leader::Nobody {
+                state.leader = Leader::Somebody;
+                claim.batch.set(Phase::Lead);
+            }
+            return Ok(claim);
+        }
+        let deadline = request.deadline;
+        let ticket = Arc::new(Ticket::new());
+        state.parked.push_back(Parked {
+            ticket: Arc::clone(&ticket),
+            request,
+            arrived,
+            source: None,
+        });
+        drop(state);
+        if let Some(claim) = ticket.wait_granted(deadline) {
+            return claim;
+        }
+        let mut state = self.state.lock();
+        let is_it = |parked: &Parked<W>| Arc::ptr_eq(&parked.ticket, &ticket);
+        if let Some(index) = state.parked.iter().position(is_it) {
+            state.parked.remove(index);
+            state.stats.expired += 1;
+            return Err(Failure::Expired);
+        }
+        drop(state);
+        // It got its place just now.
+        ticket.wait_granted(None).unwrap_or(Err(Failure::Expired))
+    }
+
+    /// Gives room in the queue to those who wait for it.
+    pub(super) fn grant(&self, state: &mut MutexGuard<'_, State<W>>) -> Vec<Finished<W>> {
+        let mut news = Vec::new();
+        while state.waiting < self.limits.queue
+            && let Some(parked) = state.parked.pop_front()
+        {
+            let Parked { ticket, request, arrived, source } = parked;
+            let late = request.deadline.is_some_and(|deadline| deadline <= Instant::now());
+            let claimed = if late {
+                state.stats.expired += 1;
+                Err(Failure::Expired)
+            } else {
+                self.claim(state, &request, arrived).map_err(Failure::Failed)
+            };
+            match (claimed, source) {
+                (Ok((claim, index)), None) => {
+                    state.pending[index].callers += 1;
+                    ticket.set(Place::Granted(claim));
+                }
+                (Ok((claim, index)), Some((source, listener))) => {
+                    let (batch, rows) = (Arc::clone(&claim.batch), claim.rows.clone());
+                    ticket.set(Place::Placed(batch, rows.clone()));
+                    let pending = &mut state.pending[index];
+                    pending.unwritten.push(Unwritten {
+                        claim,
+                        source,
+                        ticket: Arc::clone(&ticket),
+                    });
+                    let deadline = request.deadline;
+                    pending.requests.push(Listening { ticket, rows, deadline, listener });
+                }
+                (Err(failure), source) => {
+                    ticket.set(Place::Ended(failure.clone()));
+                    if let Some((_, Some(listener))) = source {
+                        news.push(Finished { listener, outcome: Err(failure) });
+                    }
+                }
+            }
+        }
+        news
+    }
+
+    /// Waits for a caller's batch, and leads where it is asked to.
+    fn wait(
+        &self,
+        seat: &mut Seat<'_, W>,
+        mut deadline: Option<Instant>,
+    ) -> Result<Share<W>, Failure<W::Error>> {
+        let until = deadline;
+        let batch = Arc::clone(&seat.batch);
+        self.spin(&batch);
+        let mut phase = batch.phase.lock();
+        loop {
+            match &*phase {
+                Phase::Done { started, output } => {
+                    let (late, output) =
+                        (until.is_some_and(|until| until < *started), output.clone());
+                    drop(phase);
+                    seat.taken = false;
+                    if late {
+                        self.state.lock().stats.expired += 1;
+                        return Err(Failure::Expired);
+                    }
+                    return Ok((output, seat.rows.clone()));
+                }
+                Phase::Lead => {
+                    drop(phase);
+                    if batch.take_lead() && !self.lead(Some((&batch, deadline))) {
+                        seat.taken = false;
+                        return Err(Failure::Expired);
+                    }
+                    phase = batch.phase.lock();
+                }
+                Phase::Waiting => match deadline {
+                    None => phase = batch.changed.wait(phase),
+                    Some(end) if Instant::now() < end => {
+                        phase = batch.changed.wait_until(phase, end);
+                    }
+                    Some(_) => {
+                        drop(phase);
+                        if self.leave(&batch, |state| state.stats.expired += 1) {
+                            seat.taken = false;
+                            return Err(Failure::Expired);
+                        }
+                        // It has started, in time or not: its start is compared above.
+                        deadline = None;
+                        phase = batch.phase.lock();
+                    }
+                },
+            }
+        }
+    }
+
+    /// Looks at a batch for a while before sleeping, unless many do.
+    fn spin(&self, batch: &Batch<W>) {
+        if self.spinning.fetch_add(1, Ordering::Relaxed) < self.max_spinning {
+            for _ in 0..SPINS {
+                if batch.hint.load(Ordering::Acquire) == CHANGED {
+                    break;
+                }
+                spin_loop();
+            }
+        }
+        self.spinning.fetch_sub(1, Ordering::Relaxed);
+    }
+
+    /// A caller gives its place up, if its batch has not started: only then is it noted.
+    pub(super) fn leave(&self, batch: &Arc<Batch<W>>, note: impl FnOnce(&mut State<W>)) -> bool {
+        let mut state = self.state.lock();
+        let Some(index) = state.find(batch) else { return false };
+        let pending = &mut state.pending[index];
+        pending.callers -= 1;
+        pending.live -= 1;
+        let callers = pending.callers;
+        state.waiting -= 1;
+        note(&mut state);
+        let news = self.grant(&mut state);
+        // It may be the one who was asked to lead.
+        if callers > 0 {
+            batch.changed.notify_one();
+        } else if batch.take_lead() {
+            self.hand_over(&mut state);
+        }
+        drop(state);
+        self.deliver(news);
+        true
+    }
+
+    /// An asynchronous request leaves its batch, if that has not started.
+    fn leave_asynchronous(&self, ticket: &Arc<Ticket<W>>, batch: &Arc<Batch<W>>) -> bool {
+        let mut state = self.state.lock();
+        let Some(index) = state.find(batch) else { return false };
+        let pending = &mut state.pending[index];
+        let is_it = |request: &Listening<W>| Arc::ptr_eq(&request.ticket, ticket);
+        let Some(place) = pending.requests.iter().position(is_it) else { return false };
+        let left = pending.requests.remove(place);
+        pending.live -= 1;
+        state.waiting -= 1;
+        ticket.set(Place::Ended(Failure::Cancelled));
+        let news = self.grant(&mut state);
+        drop(state);
+        drop(left);
+        self.deliver(news);
+        true
+    }
+}

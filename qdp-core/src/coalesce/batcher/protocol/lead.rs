@@ -1,0 +1,231 @@
+//! Leading: which batch is next, running it, and who leads then.
+
+use super::super::sync::{SPINS, spin_loop};
+use super::ticket::Place;
+use super::{
+    Arc, Batch, Failure, Finished, Leader, Ordering, Pending, Phase, Protocol, SEALED, State,
+    Unwritten, WAITING, Work,
+};
+use std::time::Instant;
+
+/// Leadership: handed over where it is dropped, by a panic, too.
+pub(super) struct Leading<'a, W: Work> {
+    protocol: &'a Protocol<W>,
+    held: bool,
+}
+
+impl<'a, W: Work> Leading<'a, W> {
+    pub(super) fn new(protocol: &'a Protocol<W>) -> Self {
+        Self { protocol, held: true }
+    }
+}
+
+impl<W: Work> Drop for Leading<'_, W> {
+    fn drop(&mut self) {
+        if self.held {
+            let mut state = self.protocol.state.lock();
+            state.busy = true;
+            self.protocol.hand_over(&mut state);
+        }
+    }
+}
+
+/// What a leader does next.
+enum Next<W: Work> {
+    /// Run a batch, which started at this instant.
+    Run(Pending<W>, Instant),
+    /// Nothing: nobody leads any more.
+    Nothing,
+    /// Leave: its own deadline has passed.
+    Leave,
+}
+
+impl<W: Work> Batch<W> {
+    /// Takes leadership, where it is offered to whoever waits for this batch.
+    pub(super) fn take_lead(&self) -> bool {
+        let mut phase = self.phase.lock();
+        let offered = matches!(*phase, Phase::Lead);
+        if offered {
+            *phase = Phase::Waiting;
+            self.hint.store(WAITING, Ordering::Release);
+        }
+        offered
+    }
+
+    /// Waits until every claim is written. None are added, as the batch has started.
+    fn wait_written(&self) {
+        if self.unwritten.fetch_or(SEALED, Ordering::AcqRel) == 0 {
+            return;
+        }
+        let is_written = || self.unwritten.load(Ordering::Acquire) == SEALED;
+        for _ in 0..SPINS {
+            if is_written() {
+                return;
+            }
+            spin_loop();
+        }
+        let mut phase = self.phase.lock();
+        while !is_written() {
+            phase = self.written.wait(phase);
+        }
+    }
+}
+
+impl<W: Work> Protocol<W> {
+    /// Leads until `own` is done; where there is none, for one batch. False where the deadline of
+    /// `own` passed before: it has left its batch, then.
+    pub(super) fn lead(&self, own: Option<(&Arc<Batch<W>>, Option<Instant>)>) -> bool {
+        let mut leading = Leading::new(self);
+        let until = own.and_then(|(_, deadline)| deadline);
+        let finished = loop {
+            let finished = match (self.next(until), own) {
+                (Next::Run(pending, at), _) => self.run(pending, at),
+                (Next::Leave, Some((batch, _))) => {
+                    return !self.leave(batch, |state| state.stats.expired += 1);
+                }
+                (Next::Nothing | Next::Leave, _) => {
+                    leading.held = false;
+                    return true;
+                }
+            };
+            if own.is_none_or(|(batch, _)| batch.is_done()) {
+                break finished;
+            }
+            self.state.lock().busy = true;
+            self.deliver(finished);
+        };
+        // The next batch first: those who listen may be slow.
+        drop(leading);
+        self.deliver(finished);
+        true
+    }
+
+    /// Takes the batch that is next out of the pending ones, once it is due; waits for that `until`
+    /// then at most.
+    fn next(&self, until: Option<Instant>) -> Next<W> {
+        let mut state = self.state.lock();
+        loop {
+            self.drop_abandoned(&mut state);
+            let now = Instant::now();
+            let (closed, busy) = (state.closed, state.busy);
+            let due = |pending: &Pending<W>| pending.due(self.limits.delay, closed, busy, now);
+            let is_due = |pending: &Pending<W>| due(pending).is_ok();
+            if let Some(index) = first(&state.pending, is_due) {
+                let pending = state.pending.remove(index);
+                if let Ok(reason) = due(&pending) {
+                    let waited = now.saturating_duration_since(pending.arrived);
+                    let claims = u32::try_from(pending.claims).unwrap_or(u32::MAX);
+                    let wait = waited.saturating_mul(claims).saturating_sub(pending.later);
+                    let size = (pending.live, pending.rows);
+                    state.stats.start(size, reason, waited, wait);
+                }
+                state.waiting -= pending.live;
+                let news = self.grant(&mut state);
+                drop(state);
+                self.deliver(news);
+                return Next::Run(pending, now);
+            }
+            match state.pending.iter().filter_map(|pending| due(pending).err()).min() {
+                None => {
+                    self.release(&mut state);
+                    return Next::Nothing;
+                }
+                Some(_) if until.is_some_and(|until| until <= now) => return Next::Leave,
+                Some(time) => {
+                    let time = until.map_or(time, |until| until.min(time));
+                    state = self.due.wait_until(state, time);
+                }
+            }
+        }
+    }
+
+    /// Runs a batch and publishes its result; returns what its listeners are to be told.
+    fn run(&self, pending: Pending<W>, at: Instant) -> Vec<Finished<W>> {
+        let Pending { batch, rows, requests, unwritten, full, .. } = pending;
+        let (mut invalid, mut expired) = (0, 0);
+        for Unwritten { claim, source, ticket } in unwritten {
+            let rows = claim.rows.clone();
+            if let Err(error) = self.work.write(&batch.key, &batch.buffer, rows, source)
+                && ticket.batch().is_some()
+            {
+                invalid += 1;
+                ticket.set(Place::Ended(Failure::Failed(error)));
+            }
+            drop(claim);
+        }
+        batch.wait_written();
+        let output = self.work.run(&batch.key, &batch.buffer, rows);
+        let mut finished = Vec::new();
+        for request in requests {
+            let late = request.deadline.is_some_and(|deadline| deadline < at);
+            if late && request.ticket.batch().is_some() {
+                expired += 1;
+                request.ticket.set(Place::Ended(Failure::Expired));
+            }
+            let outcome = request.ticket.outcome(|| (output.clone(), request.rows));
+            if let (Some(listener), Some(outcome)) = (request.listener, outcome) {
+                finished.push(Finished { listener, outcome });
+            }
+        }
+        batch.set(Phase::Done { started: at, output });
+        batch.changed.notify_all();
+        batch.done.notify_all();
+        if expired + invalid > 0 {
+            let mut state = self.state.lock();
+            state.stats.expired += expired;
+            state.stats.invalid += invalid;
+        }
+        self.work.recycle(&batch.buffer, full);
+        finished
+    }
+
+    /// Gives leadership to somebody who waits for the batch that is next, or where nothing is
+    /// pending, to nobody.
+    pub(super) fn hand_over(&self, state: &mut State<W>) {
+        self.drop_abandoned(state);
+        match first(&state.pending, |_| true).map(|index| &state.pending[index]) {
+            None => self.release(state),
+            Some(next) if next.callers > 0 => {
+                next.batch.set(Phase::Lead);
+                next.batch.changed.notify_one();
+                state.leader = Leader::Somebody;
+            }
+            Some(_) => {
+                state.leader = Leader::Worker;
+                self.worker.notify_all();
+            }
+        }
+    }
+
+    fn release(&self, state: &mut State<W>) {
+        state.leader = Leader::Nobody;
+        state.busy = false;
+        if state.closed {
+            self.idle.notify_all();
+            self.worker.notify_all();
+        }
+    }
+
+    /// Lets go of batches that nobody wants any more.
+    fn drop_abandoned(&self, state: &mut State<W>) {
+        let is_abandoned = |pending: &mut Pending<W>| pending.live == 0;
+        for Pending { batch, unwritten, .. } in state.pending.extract_if(.., is_abandoned) {
+            drop(unwritten);
+            if batch.unwritten.load(Ordering::Acquire) == 0 {
+                self.work.recycle(&batch.buffer, false);
+            }
+        }
+    }
+}
+
+/// The first of the highest level, of those that are `ready`.
+fn first<W: Work>(pending: &[Pending<W>], ready: impl Fn(&Pending<W>) -> bool) -> Option<usize> {
+    let mut best: Option<usize> = None;
+    for (index, candidate) in pending.iter().enumerate() {
+        let higher = best.is_none_or(|best| pending[best].batch.level < candidate.batch.level);
+        if higher && ready(candidate) {
+            best = Some(index);
+        }
+    }
+    best
+}

@@ -1,0 +1,508 @@
+//! `Batcher`: the native half of it, which encodes, and the asyncio loops that wait for it.
+//!
+//! A loop is woken once for all results that are there: the thread that led a batch puts them into
+//! the loop's [`Inbox`], and schedules its emptying where there was nothing in it.
+
+use crate::engine::{Call, Engine};
+use crate::errors::{Failure, Result};
+use crate::input::Data;
+use crate::interrupt::interrupt;
+use crate::options::{self, SpecArgs};
+use crate::state::StateBatch;
+use parking_lot::Mutex;
+use pyo3::intern;
+use pyo3::prelude::*;
+use pyo3::types::PyDict;
+use qdp_core::coalesce::batcher::{Listener, Request, RequestOptions};
+use qdp_core::{BatcherConfig, Device, EncodeSpec, Encoding, Error, Precision, WhenFull};
+use std::borrow::Cow;
+use std::collections::HashMap;
+use std::sync::{Arc, Weak};
+use std::time::{Duration, Instant};
+
+/// Loops whose inboxes are kept for their next requests.
+const MAX_LOOPS: usize = 16;
+
+/// Those that are open: closed before the interpreter ends.
+static BATCHERS: Mutex<Vec<Weak<qdp_core::Batcher>>> = Mutex::new(Vec::new());
+
+/// Closes every batcher: no thread is left that needs the interpreter.
+pub(crate) fn close_all(py: Python<'_>) {
+    py.detach(|| {
+        let open = std::mem::take(&mut *BATCHERS.lock());
+        for batcher in open.iter().filter_map(Weak::upgrade) {
+            batcher.close();
+        }
+    });
+}
+
+/// What `qdp.Batcher` is built on.
+#[pyclass(frozen, subclass, module = "qdp", name = "BatcherCore")]
+pub(crate) struct BatcherCore {
+    batcher: Arc<qdp_core::Batcher>,
+    spec: EncodeSpec,
+    precision: Option<Precision>,
+    /// The arguments that the spec was made of, for requests that name some anew.
+    defaults: Py<PyDict>,
+    loops: Mutex<Vec<Arc<EventLoop>>>,
+}
+
+/// What a request may name anew.
+struct Overrides<'a, 'py> {
+    num_qubits: Option<&'a Bound<'py, PyAny>>,
+    encoding: Option<&'a str>,
+    rotation: Option<&'a str>,
+    reps: Option<&'a Bound<'py, PyAny>>,
+    entanglement: Option<&'a Bound<'py, PyAny>>,
+    convention: Option<&'a str>,
+}
+
+impl BatcherCore {
+    /// What a request is to be encoded as.
+    fn spec(&self, py: Python<'_>, named: &Overrides<'_, '_>) -> Result<Cow<'_, EncodeSpec>> {
+        let none = named.num_qubits.is_none()
+            && named.encoding.is_none()
+            && named.rotation.is_none()
+            && named.reps.is_none()
+            && named.entanglement.is_none()
+            && named.convention.is_none();
+        if none {
+            return Ok(Cow::Borrowed(&self.spec));
+        }
+        let defaults = self.defaults.bind(py);
+        let default = |name: &str| -> PyResult<Option<Bound<'_, PyAny>>> {
+            Ok(defaults.get_item(name)?.filter(|value| !value.is_none()))
+        };
+        let (num_qubits, encoding) = (default("num_qubits")?, default("encoding")?);
+        let encoding = encoding.map(|name| name.extract::<String>()).transpose()?;
+        let encoding = named.encoding.or(encoding.as_deref()).unwrap_or("amplitude");
+        // Options of an encoding go with it: another one has its own.
+        let same = named.encoding.is_none_or(|name| {
+            Encoding::parse(name, None, None, None)
+                .is_ok_and(|named| named.name() == self.spec.encoding().name())
+        });
+        let option = |name| if same { default(name) } else { Ok(None) };
+        let (rotation, reps) = (option("rotation")?, option("reps")?);
+        let entanglement = option("entanglement")?;
+        let rotation = rotation.map(|name| name.extract::<String>()).transpose()?;
+        let spec = SpecArgs {
+            num_qubits: match (named.num_qubits, &num_qubits) {
+                (Some(named), _) => named,
+                (None, Some(own)) => own,
+                (None, None) => return Ok(Cow::Borrowed(&self.spec)),
+            },
+            encoding,
+            rotation: named.rotation.or(rotation.as_deref()),
+            reps: named.reps.or(reps.as_ref()),
+            entanglement: named.entanglement.or(entanglement.as_ref()),
+            convention: named.convention.unwrap_or(self.spec.convention().name()),
+        };
+        spec.parse().map(Cow::Owned)
+    }
+
+    fn options(&self, deadline: Option<f64>, priority: i32) -> Result<RequestOptions> {
+        let deadline = deadline.map(from_now).transpose()?.flatten();
+        let interrupt = Some(interrupt as fn() -> qdp_core::Result<()>);
+        Ok(RequestOptions { precision: self.precision, deadline, priority, interrupt })
+    }
+
+    /// Encodes data on a device: at once, as the engine does, but validated now, so that nobody
+    /// else's request meets its errors.
+    fn encode_device(
+        &self,
+        py: Python<'_>,
+        data: Data<'_>,
+        spec: &EncodeSpec,
+        options: &RequestOptions,
+    ) -> Result<StateBatch> {
+        self.batcher.count_direct()?;
+        if options.deadline.is_some_and(|deadline| deadline <= Instant::now()) {
+            return Err(Error::DeadlineExceeded.into());
+        }
+        let (engine, precision) = (self.batcher.engine(), self.precision);
+        Call { engine, spec, precision, stream: None, validate_now: true }.encode_to(py, data, None)
+    }
+
+    /// A running loop as a listener.
+    fn listener(&self, event_loop: &Bound<'_, PyAny>) -> PyResult<Arc<EventLoop>> {
+        let py = event_loop.py();
+        let known = {
+            let loops = self.loops.lock();
+            let own = loops.iter().find(|known| known.inbox().event_loop.is(event_loop));
+            if let Some(known) = own {
+                return Ok(Arc::clone(known));
+            }
+            loops.clone()
+        };
+        // Asked outside the lock, as the answer may be any code's.
+        let mut open = Vec::with_capacity(known.len() + 1);
+        for other in known {
+            let other_loop = other.inbox().event_loop.bind(py);
+            if !other_loop.call_method0(intern!(py, "is_closed"))?.is_truthy()? {
+                open.push(other);
+            }
+        }
+        let excess = (open.len() + 1).saturating_sub(MAX_LOOPS);
+        open.drain(..excess);
+        let inbox = Inbox {
+            event_loop: event_loop.clone().unbind(),
+            waiting: Mutex::default(),
+            done: Mutex::default(),
+        };
+        let listener = Arc::new(EventLoop(Py::new(py, inbox)?));
+        open.push(Arc::clone(&listener));
+        let before = std::mem::replace(&mut *self.loops.lock(), open);
+        drop(before);
+        Ok(listener)
+    }
+}
+
+/// The instant in so many seconds; `None` where that is never.
+fn from_now(seconds: f64) -> Result<Option<Instant>> {
+    if seconds.is_nan() {
+        return Err(Error::invalid("deadline", "seconds from now", seconds).into());
+    }
+    let duration = Duration::try_from_secs_f64(seconds.max(0.0)).ok();
+    Ok(duration.and_then(|duration| Instant::now().checked_add(duration)))
+}
+
+/// A positive integer.
+fn size(argument: &'static str, value: &Bound<'_, PyAny>) -> Result<usize> {
+    let number = value.extract::<usize>().ok().filter(|&number| number > 0);
+    number.ok_or_else(|| options::invalid(argument, "a positive integer", value))
+}
+
+#[pymethods]
+impl BatcherCore {
+    #[new]
+    #[pyo3(signature = (
+        engine, num_qubits, encoding="amplitude", *, rotation=None, reps=None, entanglement=None,
+        convention="qdp", max_delay_us=0.0, max_batch_bytes=None, max_batch_samples=None,
+        queue=None, when_full="wait",
+    ))]
+    #[allow(clippy::too_many_arguments)] // one per keyword of the public method
+    fn new<'py>(
+        engine: &Bound<'py, Engine>,
+        num_qubits: &Bound<'py, PyAny>,
+        encoding: &str,
+        rotation: Option<&str>,
+        reps: Option<&Bound<'py, PyAny>>,
+        entanglement: Option<&Bound<'py, PyAny>>,
+        convention: &str,
+        max_delay_us: f64,
+        max_batch_bytes: Option<&Bound<'py, PyAny>>,
+        max_batch_samples: Option<&Bound<'py, PyAny>>,
+        queue: Option<&Bound<'py, PyAny>>,
+        when_full: &str,
+    ) -> Result<Self> {
+        let py = engine.py();
+        let spec =
+            SpecArgs { num_qubits, encoding, rotation, reps, entanglement, convention }.parse()?;
+        let usual = BatcherConfig::default();
+        let max_delay = Duration::try_from_secs_f64(max_delay_us / 1e6)
+            .map_err(|_| Error::invalid("max_delay_us", "a non-negative number", max_delay_us))?;
+        let sized = |argument, value: Option<&Bound<'py, PyAny>>, usual| {
+            value.map_or(Ok(usual), |value| size(argument, value))
+        };
+        let config = BatcherConfig {
+            max_delay,
+            max_batch_bytes: sized("max_batch_bytes", max_batch_bytes, usual.max_batch_bytes)?,
+            max_batch_samples: sized(
+                "max_batch_samples",
+                max_batch_samples,
+                usual.max_batch_samples,
+            )?,
+            queue: sized("queue", queue, usual.queue)?,
+            when_full: match when_full {
+                "wait" => WhenFull::Wait,
+                "raise" => WhenFull::Refuse,
+                _ => return Err(options::unknown("when_full", "\"wait\" or \"raise\"", when_full)),
+            },
+        };
+        let defaults = PyDict::new(py);
+        defaults.set_item("num_qubits", num_qubits)?;
+        defaults.set_item("encoding", encoding)?;
+        defaults.set_item("rotation", rotation)?;
+        defaults.set_item("reps", reps)?;
+        defaults.set_item("entanglement", entanglement)?;
+        let (engine, precision) = (&engine.get().engine, engine.get().precision);
+        let batcher = Arc::new(qdp_core::Batcher::new(engine, config)?);
+        let mut open = BATCHERS.lock();
+        open.retain(|other| other.strong_count() > 0);
+        open.push(Arc::downgrade(&batcher));
+        drop(open);
+        let (defaults, loops) = (defaults.unbind(), Mutex::default());
+        Ok(Self { batcher, spec, precision, defaults, loops })
+    }
+
+    /// Number of qubits of requests that name no other.
+    #[getter]
+    fn num_qubits(&self) -> u32 {
+        self.spec.num_qubits()
+    }
+
+    /// Name of the encoding of requests that name no other.
+    #[getter]
+    fn encoding(&self) -> &'static str {
+        self.spec.encoding().name()
+    }
+
+    /// The device, `"cpu"` or `"cuda:N"`.
+    #[getter]
+    fn device(&self) -> String {
+        self.batcher.engine().device().to_string()
+    }
+
+    /// Whether it takes no more requests.
+    #[getter]
+    fn closed(&self) -> bool {
+        self.batcher.is_closed()
+    }
+
+    fn __repr__(&self) -> String {
+        format!(
+            "Batcher(num_qubits={}, encoding='{}', device='{}'{})",
+            self.num_qubits(),
+            self.encoding(),
+            self.device(),
+            if self.closed() { ", closed" } else { "" },
+        )
+    }
+
+    /// Encode a sample, shape `(features,)`, or several, shape `(rows, features)`, together with
+    /// what others ask for meanwhile.
+    ///
+    /// What is named here takes the place of what the batcher was made with; options of another
+    /// encoding have to be named with it. `deadline` is in seconds from now: a request that has not
+    /// started by then raises `DeadlineExceededError`. Requests of higher `priority` start first.
+    ///
+    /// Raises what `Engine.encode` raises about this request, `QueueFullError` and
+    /// `BatcherClosedError`. Data on a device, and requests larger than a batch, are encoded by
+    /// themselves.
+    #[pyo3(signature = (
+        data, num_qubits=None, encoding=None, *, rotation=None, reps=None, entanglement=None,
+        convention=None, deadline=None, priority=0,
+    ))]
+    #[allow(clippy::too_many_arguments)] // one per keyword of the public method
+    fn encode<'py>(
+        &self,
+        data: &Bound<'py, PyAny>,
+        num_qubits: Option<&Bound<'py, PyAny>>,
+        encoding: Option<&str>,
+        rotation: Option<&str>,
+        reps: Option<&Bound<'py, PyAny>>,
+        entanglement: Option<&Bound<'py, PyAny>>,
+        convention: Option<&str>,
+        deadline: Option<f64>,
+        priority: i32,
+    ) -> Result<StateBatch> {
+        let py = data.py();
+        let named = Overrides { num_qubits, encoding, rotation, reps, entanglement, convention };
+        let (spec, options) = (self.spec(py, &named)?, self.options(deadline, priority)?);
+        let data = Data::import(data, self.batcher.engine(), None)?;
+        if data.layout.device != Device::Cpu {
+            return self.encode_device(py, data, &spec, &options);
+        }
+        let input = data.input();
+        let state = py.detach(|| self.batcher.encode(&input, &spec, &options))?;
+        Ok(StateBatch::new(state, false))
+    }
+
+    /// Queue a request of a task of `event_loop`: its future, and the request, which is `None` where
+    /// the future is done.
+    #[pyo3(signature = (
+        event_loop, data, num_qubits=None, encoding=None, *, rotation=None, reps=None,
+        entanglement=None, convention=None, deadline=None, priority=0,
+    ))]
+    #[allow(clippy::too_many_arguments)] // one per keyword of the public method
+    fn submit<'py>(
+        &self,
+        event_loop: &Bound<'py, PyAny>,
+        data: &Bound<'py, PyAny>,
+        num_qubits: Option<&Bound<'py, PyAny>>,
+        encoding: Option<&str>,
+        rotation: Option<&str>,
+        reps: Option<&Bound<'py, PyAny>>,
+        entanglement: Option<&Bound<'py, PyAny>>,
+        convention: Option<&str>,
+        deadline: Option<f64>,
+        priority: i32,
+    ) -> Result<(Bound<'py, PyAny>, Option<BatcherRequest>)> {
+        let py = data.py();
+        let named = Overrides { num_qubits, encoding, rotation, reps, entanglement, convention };
+        let (spec, options) = (self.spec(py, &named)?, self.options(deadline, priority)?);
+        let data = Data::import(data, self.batcher.engine(), None)?;
+        let future = event_loop.call_method0(intern!(py, "create_future"))?;
+        if data.layout.device != Device::Cpu {
+            let state = self.encode_device(py, data, &spec, &options)?;
+            future.call_method1(intern!(py, "set_result"), (state,))?;
+            return Ok((future, None));
+        }
+        let listener = self.listener(event_loop)?;
+        let token = listener.inbox().expect(&future);
+        let mut input = Some(data.into_owned());
+        let told: Arc<dyn Listener> = Arc::clone(&listener) as _;
+        let request =
+            py.detach(|| self.batcher.submit_to(&mut input, &spec, &options, told, token));
+        drop(input); // with the GIL, where it was read already
+        match request {
+            Ok(request) => Ok((future, Some(BatcherRequest { request, listener, token }))),
+            Err(error) => {
+                drop(listener.inbox().take(token));
+                Err(error.into())
+            }
+        }
+    }
+
+    /// Take no more requests, and wait until those that wait are encoded.
+    fn close(&self, py: Python<'_>) {
+        py.detach(|| self.batcher.close());
+    }
+
+    /// What the batcher has done, by name.
+    ///
+    /// `requests` encoded, in so many `batches`, and `batch_sizes`: by a power of two, how many
+    /// batches had at least as many samples and less than twice as many. `started_idle`,
+    /// `started_next`, `started_delay`, `started_full` and `started_close`: how many batches were
+    /// started as nothing was in flight, as the one before was over, as the oldest request had
+    /// waited for the longest delay, as there was no more room, and as the batcher was closed.
+    /// `queue_wait_ns` from the arrival of requests until their batches started, in all, and
+    /// `max_queue_wait_ns`. `direct` requests were encoded by themselves, as they were too large
+    /// or on a device; `refused`, `expired`, `cancelled` and `invalid` ones not at all. `waiting` is
+    /// how many wait now.
+    fn stats<'py>(&self, py: Python<'py>) -> Result<Bound<'py, PyDict>> {
+        let (stats, waiting) = py.detach(|| (self.batcher.stats(), self.batcher.waiting()));
+        let info = PyDict::new(py);
+        for (name, value) in stats.entries() {
+            info.set_item(name, value)?;
+        }
+        info.set_item("waiting", waiting)?;
+        let sizes = PyDict::new(py);
+        for (class, &count) in stats.batch_sizes.iter().enumerate().filter(|(_, count)| **count > 0)
+        {
+            sizes.set_item(1_u64 << class, count)?;
+        }
+        info.set_item("batch_sizes", sizes)?;
+        Ok(info)
+    }
+}
+
+impl Drop for BatcherCore {
+    fn drop(&mut self) {
+        // Without the GIL, which the worker may be waiting for. Where there is no interpreter any
+        // more, it was closed before.
+        let _ = Python::try_attach(|py| py.detach(|| self.batcher.close()));
+    }
+}
+
+/// A request of a task's.
+#[pyclass(frozen, module = "qdp")]
+pub(crate) struct BatcherRequest {
+    request: Request,
+    listener: Arc<EventLoop>,
+    token: u64,
+}
+
+#[pymethods]
+impl BatcherRequest {
+    /// Keep the request from being encoded. True only where it was this call that did.
+    fn cancel(&self, py: Python<'_>) -> bool {
+        let cancelled = py.detach(|| self.request.cancel());
+        if cancelled {
+            drop(self.listener.inbox().take(self.token));
+        }
+        cancelled
+    }
+}
+
+/// Futures of a loop's tasks, by token, and the results that are on their way to them. The loop
+/// calls it to set those futures whose results are there.
+#[pyclass(frozen, module = "qdp")]
+struct Inbox {
+    event_loop: Py<PyAny>,
+    waiting: Mutex<Waiting>,
+    done: Mutex<Vec<(u64, qdp_core::Result<qdp_core::StateBatch>)>>,
+}
+
+#[derive(Default)]
+struct Waiting {
+    futures: HashMap<u64, Py<PyAny>>,
+    next: u64,
+}
+
+impl Inbox {
+    fn expect(&self, future: &Bound<'_, PyAny>) -> u64 {
+        let mut waiting = self.waiting.lock();
+        let token = waiting.next;
+        waiting.next += 1;
+        waiting.futures.insert(token, future.clone().unbind());
+        token
+    }
+
+    fn take(&self, token: u64) -> Option<Py<PyAny>> {
+        self.waiting.lock().futures.remove(&token)
+    }
+}
+
+#[pymethods]
+impl Inbox {
+    fn __call__(&self, py: Python<'_>) -> PyResult<()> {
+        let done = std::mem::take(&mut *self.done.lock());
+        for (token, result) in done {
+            let Some(future) = self.take(token) else { continue };
+            let future = future.into_bound(py);
+            if future.call_method0(intern!(py, "done"))?.is_truthy()? {
+                continue; // cancelled
+            }
+            match result {
+                Ok(state) => {
+                    let state = StateBatch::new(state, false);
+                    future.call_method1(intern!(py, "set_result"), (state,))?;
+                }
+                Err(error) => {
+                    let error = PyErr::from(Failure::Core(error)).into_value(py);
+                    future.call_method1(intern!(py, "set_exception"), (error,))?;
+                }
+            }
+        }
+        Ok(())
+    }
+}
+
+/// A loop as the listener of its requests.
+struct EventLoop(Py<Inbox>);
+
+impl EventLoop {
+    fn inbox(&self) -> &Inbox {
+        self.0.get()
+    }
+}
+
+impl Listener for EventLoop {
+    fn deliver(&self, results: Vec<(u64, qdp_core::Result<qdp_core::StateBatch>)>) {
+        let is_empty = {
+            let mut done = self.inbox().done.lock();
+            let is_empty = done.is_empty();
+            done.extend(results);
+            is_empty
+        };
+        // What was in it before has the loop on its way.
+        if is_empty {
+            let _ = Python::try_attach(|py| self.wake(py));
+        }
+    }
+}
+
+impl EventLoop {
+    fn wake(&self, py: Python<'_>) {
+        let event_loop = self.inbox().event_loop.bind(py);
+        let name = intern!(py, "call_soon_threadsafe");
+        if event_loop.call_method1(name, (&self.0,)).is_err() {
+            // It is closed: nobody is left to wait.
+            let done = std::mem::take(&mut *self.inbox().done.lock());
+            for (token, _) in done {
+                drop(self.inbox().take(token));
+            }
+        }
+    }
+}
