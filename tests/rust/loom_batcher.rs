@@ -218,7 +218,7 @@ fn callers_get_their_own_values() {
 
 #[test]
 fn keys_do_not_mix() {
-    model(2, || {
+    model(3, || {
         let protocol = protocol(8, false);
         let others = [caller(&protocol, 0, 1), caller(&protocol, 1, 2)];
         assert_eq!(call(&protocol, 0, 3), Ok(3));
@@ -242,7 +242,7 @@ fn a_bad_request_fails_alone() {
 /// Only one may wait: others are parked, and come in turn.
 #[test]
 fn a_full_queue_lets_everybody_in_at_last() {
-    model(2, || {
+    model(3, || {
         let protocol = protocol(1, false);
         let others = [caller(&protocol, 0, 1), caller(&protocol, 0, 2), caller(&protocol, 0, 4)];
         assert_eq!(call(&protocol, 0, 3), Ok(3));
@@ -253,7 +253,7 @@ fn a_full_queue_lets_everybody_in_at_last() {
 
 #[test]
 fn a_full_queue_refuses_and_no_more() {
-    model(2, || {
+    model(3, || {
         let protocol = protocol(1, true);
         let others = [caller(&protocol, 0, 1), caller(&protocol, 0, 2)];
         let mut results = others.map(|other| other.join().unwrap()).to_vec();
@@ -268,7 +268,7 @@ fn a_full_queue_refuses_and_no_more() {
 /// The worker leads what nobody waits for in a call; every result is delivered once.
 #[test]
 fn what_is_submitted_is_delivered_once() {
-    model(2, || {
+    model(3, || {
         let protocol = protocol(8, false);
         let worker = worker(&protocol);
         let other = caller(&protocol, 0, 1);
@@ -292,7 +292,7 @@ fn what_is_submitted_is_delivered_once() {
 /// With room for one request, the second is parked and written by who leads; the third is bad.
 #[test]
 fn what_is_parked_is_delivered_once() {
-    model(2, || {
+    model(3, || {
         let protocol = protocol(1, false);
         let worker = worker(&protocol);
         let mut ends = Vec::new();
@@ -323,7 +323,7 @@ fn what_is_parked_is_delivered_once() {
 #[test]
 fn a_request_is_cancelled_or_delivered() {
     for queue in [1, 8] {
-        model(2, move || {
+        model(3, move || {
             let protocol = protocol(queue, false);
             let worker = worker(&protocol);
             let mut cancelled = Vec::new();
@@ -376,7 +376,7 @@ fn closing_waits_for_who_is_in_and_refuses_who_is_not() {
 /// Whoever encodes alone and panics lets the next lead.
 #[test]
 fn a_panic_hands_leadership_over() {
-    model(2, || {
+    model(3, || {
         let protocol = protocol(8, false);
         let own = Arc::clone(&protocol);
         let bad = thread::spawn(move || {

@@ -24,6 +24,7 @@
 //! ```
 
 mod config;
+mod process;
 mod protocol;
 mod rows;
 mod sync;
@@ -43,6 +44,7 @@ use crate::input::{Input, OwnedInput};
 use crate::pipeline::dispatch::Dispatched;
 use crate::state::StateBatch;
 use parking_lot::Mutex;
+use process::Process;
 use protocol::{Called, Failure, Limits, Outcome, Protocol, Ticket};
 use std::fmt;
 use std::ops::Range;
@@ -94,7 +96,7 @@ pub struct Batcher {
     config: BatcherConfig,
     /// Started with the first asynchronous request.
     worker: Mutex<Option<JoinHandle<()>>>,
-    process: u32,
+    process: Process,
 }
 
 impl fmt::Debug for Batcher {
@@ -123,7 +125,7 @@ impl Batcher {
             protocol: Arc::new(Protocol::new(work, limits, spinning)),
             config,
             worker: Mutex::new(None),
-            process: std::process::id(),
+            process: Process::current(),
         })
     }
 
@@ -353,7 +355,7 @@ impl Batcher {
 
     /// The threads and locks of a batcher stay behind where a process is forked.
     fn is_forked(&self) -> bool {
-        self.process != std::process::id()
+        !self.process.is_current()
     }
 
     fn check_process(&self) -> Result<()> {
@@ -408,7 +410,7 @@ enum Kind {
     Queued {
         protocol: Arc<Protocol<BatchWork>>,
         ticket: Arc<Ticket<BatchWork>>,
-        process: u32,
+        process: Process,
     },
     Dispatched(Dispatched<StateBatch>),
     /// The listener has the result.
@@ -425,9 +427,7 @@ impl Request {
     /// Whether it is done, failed or cancelled.
     pub fn is_done(&self) -> bool {
         match &self.kind {
-            Kind::Queued { ticket, process, .. } => {
-                *process == std::process::id() && ticket.is_done()
-            }
+            Kind::Queued { ticket, process, .. } => process.is_current() && ticket.is_done(),
             Kind::Dispatched(dispatched) => dispatched.is_done(),
             Kind::Told(dispatched) => dispatched.is_done(),
         }
@@ -438,7 +438,7 @@ impl Request {
     pub fn cancel(&self) -> bool {
         match &self.kind {
             Kind::Queued { protocol, ticket, process } => {
-                *process == std::process::id() && protocol.cancel(ticket)
+                process.is_current() && protocol.cancel(ticket)
             }
             Kind::Dispatched(dispatched) => dispatched.cancel(),
             Kind::Told(dispatched) => dispatched.cancel(),
@@ -454,7 +454,7 @@ impl Request {
     pub fn wait(self) -> Result<StateBatch> {
         match self.kind {
             Kind::Queued { protocol, ticket, process } => {
-                if process != std::process::id() {
+                if !process.is_current() {
                     return Err(Error::Cancelled);
                 }
                 result(ticket.wait(), protocol.queue())
