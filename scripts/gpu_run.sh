@@ -57,7 +57,7 @@ sanitize() {
         if [ "$tool" = memcheck ]; then export PYTORCH_NO_CUDA_MEMORY_CACHING=1; fi
         try "${check[@]}" "${run_pytest[@]}" --timeout=0 -m "sanitize and gpu"
         unset PYTORCH_NO_CUDA_MEMORY_CACHING
-        for binary in rust-tests/*gpu*; do
+        for binary in rust-tests/gpu; do
             try "${check[@]}" "$binary" sanitize --test-threads=1
         done
     done
