@@ -3,7 +3,8 @@
 //! A loop is woken once for all results that are there: the thread that led a batch puts them into
 //! the loop's [`Inbox`], and schedules its emptying where there was nothing in it.
 
-use crate::engine::{Call, Engine};
+use crate::call::Call;
+use crate::engine::Engine;
 use crate::errors::{Failure, Result};
 use crate::input::Data;
 use crate::interrupt::interrupt;

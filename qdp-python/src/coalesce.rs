@@ -1,6 +1,6 @@
 //! `Engine.coalesce` and `Engine.encode_list`: many small requests as one batch.
 
-use crate::engine::Call;
+use crate::call::Call;
 use crate::errors::{Failure, Result, first_line};
 use crate::input::{Data, plain_sample};
 use crate::interrupt::interrupt;

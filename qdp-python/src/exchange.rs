@@ -4,7 +4,7 @@
 //! Written here rather than taken from dlpark, which has neither the allocator nor a cache of the
 //! table.
 
-use crate::engine::out_of_memory;
+use crate::call::out_of_memory;
 use crate::errors::{Result, invalid_because};
 use crate::layout::{Layout, dlpack_device, dlpack_dtype};
 use dlpark::ffi::{

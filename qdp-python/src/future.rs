@@ -7,7 +7,7 @@
 //! Before the interpreter ends, no job may be left that needs it: [`finish_all`] lets the running
 //! ones end and has the others cancelled.
 
-use crate::engine::Call;
+use crate::call::Call;
 use crate::errors::{Failure, Result};
 use crate::input::Data;
 use crate::output::OwnedTarget;

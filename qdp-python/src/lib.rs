@@ -8,6 +8,7 @@
 
 mod arrow;
 mod batcher;
+mod call;
 mod coalesce;
 mod dlpack;
 mod engine;

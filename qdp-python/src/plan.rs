@@ -1,6 +1,6 @@
 //! `Plan`: an encoding resolved once.
 
-use crate::engine::Call;
+use crate::call::Call;
 use crate::errors::Result;
 use crate::options;
 use crate::state::StateBatch;

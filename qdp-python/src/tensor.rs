@@ -1,6 +1,7 @@
 //! Tensor in, tensor out: the way under `qdp.torch.encode`.
 
-use crate::engine::{Call, all_shared, shared};
+use crate::call::Call;
+use crate::engine::{all_shared, shared};
 use crate::errors::Result;
 use crate::exchange::{Table, device_of};
 use crate::input::Data;
