@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import time
 from concurrent.futures import ThreadPoolExecutor
 from threading import Barrier
@@ -29,7 +30,8 @@ class Callers:
     It takes the vectors of each caller and returns each caller's last result. ``qdp batcher``
     sends them through one batcher; ``qdp`` has every caller encode by itself, tasks with
     ``await engine.encode_async``; ``qdp alone`` is a single one that does so with the requests of
-    all, and so says what an idle engine takes for one.
+    all, and so says what an idle engine takes for one. ``no encode`` is what Python itself allows:
+    threads give up its lock and take it back, tasks give their loop a turn.
     """
 
     def __init__(self, name: str, row: Row, device: str) -> None:
@@ -85,6 +87,10 @@ class Callers:
 
 def _sender(name: str, row: Row, device: str) -> Callable[[Any], Any]:
     """What encodes one request; for tasks it returns what they await."""
+    if name == "no encode":
+        if row.kind == "tasks":
+            return lambda _: asyncio.sleep(0)
+        return lambda _: os.sched_yield()
     n, encoding, options = row.n, row.encoding, row.options
     precision: Any = row.precision
     engine: Any = qdp.Engine(device, precision=precision)

@@ -51,6 +51,7 @@ NAMES = (
     "qumat-qdp",
     "pennylane",
     "pinned copy",
+    "no encode",
 )
 #: Those whose input lies in pinned memory.
 PINNED = ("qdp pinned", "torch pinned", "pinned copy")

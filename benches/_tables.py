@@ -288,7 +288,7 @@ def coalesce(*, quick: bool) -> Iterator[Row]:
             count=8192,
             cpu_count=4096,
             callers=callers,
-            contenders=("qdp batcher", "qdp", *(() if lone else ("qdp alone",))),
+            contenders=("qdp batcher", "qdp", *(() if lone else ("qdp alone", "no encode"))),
             lines=(Line("qdp batcher", "x qdp", 1 / 1.3),) if lone else many,
         )
 

@@ -224,7 +224,7 @@ def run_contender(
     call = build(name, row, device, inputs[0])
     off = None
     # A bare copy makes no states, and qumat-qdp's own benchmark returns none.
-    if name not in ("pinned copy", "torch stack only") and not (
+    if name not in ("pinned copy", "torch stack only", "no encode") and not (
         name == "qumat-qdp" and row.kind == "loop"
     ):
         result = call(inputs[-1])
