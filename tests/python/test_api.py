@@ -22,7 +22,15 @@ from cases import PLAIN_CASES
 from qdp import _qdp
 
 STUB = ast.parse(Path(_qdp.__file__).with_name("_qdp.pyi").read_text())
-CLASSES = (qdp.Engine, qdp.Plan, qdp.StateBatch)
+CLASSES = (
+    qdp.Engine,
+    qdp.Plan,
+    qdp.StateBatch,
+    qdp.PipelineConfig,
+    qdp.Pinned,
+    qdp.Coalescer,
+    qdp.CoalesceHandle,
+)
 ERRORS = tuple(getattr(qdp.exceptions, name) for name in qdp.exceptions.__all__)
 
 BUILTINS = {
@@ -40,6 +48,9 @@ BUILTINS = {
     "OutOfMemoryError": MemoryError,
     "CaptureError": RuntimeError,
     "DriverError": RuntimeError,
+    "QueueFullError": RuntimeError,
+    "DeadlineExceededError": TimeoutError,
+    "BatcherClosedError": RuntimeError,
     "QdpError": Exception,
 }
 
