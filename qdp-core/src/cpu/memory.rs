@@ -150,7 +150,7 @@ impl Block {
         if ptr == libc::MAP_FAILED {
             return None;
         }
-        #[cfg(target_os = "linux")]
+        #[cfg(all(target_os = "linux", not(miri)))]
         // SAFETY: the range is the mapping made above. The advice may be refused; it is no error.
         unsafe {
             libc::madvise(ptr, bytes, libc::MADV_HUGEPAGE);

@@ -274,6 +274,7 @@ fn a_full_queue_makes_others_wait_in_order() {
 
 /// Whoever leads leaves as others do, and another leads then.
 #[test]
+#[cfg_attr(miri, ignore = "looks at clocks")]
 fn the_leaders_deadline_passes() {
     let batcher = Arc::new(collecting());
     let other = {
@@ -302,6 +303,7 @@ fn the_leaders_deadline_passes() {
 }
 
 #[test]
+#[cfg_attr(miri, ignore = "looks at clocks")]
 fn deadlines_pass() {
     let batcher = collecting();
     let soon = || RequestOptions {
