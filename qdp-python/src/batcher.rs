@@ -256,17 +256,17 @@ impl BatcherCore {
 
     /// Whether it takes no more requests.
     #[getter]
-    fn closed(&self) -> bool {
-        self.batcher.is_closed()
+    fn closed(&self, py: Python<'_>) -> bool {
+        py.detach(|| self.batcher.is_closed())
     }
 
-    fn __repr__(&self) -> String {
+    fn __repr__(&self, py: Python<'_>) -> String {
         format!(
             "Batcher(num_qubits={}, encoding='{}', device='{}'{})",
             self.num_qubits(),
             self.encoding(),
             self.device(),
-            if self.closed() { ", closed" } else { "" },
+            if self.closed(py) { ", closed" } else { "" },
         )
     }
 

@@ -6,13 +6,14 @@ use crate::input::{Data, plain_sample};
 use crate::interrupt::interrupt;
 use crate::state::StateBatch;
 use parking_lot::{Mutex, MutexGuard};
-use pyo3::exceptions::{PyException, PyMemoryError};
+use pyo3::exceptions::{PyBaseException, PyException, PyMemoryError, PyRuntimeError};
 use pyo3::prelude::*;
 use pyo3::types::PyDict;
 use pyo3::{PyTraverseError, PyVisit, intern};
 use qdp_core::coalesce::{CoalesceOptions, FlushReason};
 use qdp_core::{EncodeOptions, Error};
 use std::collections::HashMap;
+use std::thread::{self, ThreadId};
 
 type Core = qdp_core::coalesce::Coalescer<Keep>;
 
@@ -76,12 +77,20 @@ pub(crate) fn encode_list(call: &Call<'_>, data: &Bound<'_, PyAny>) -> Result<St
     }
 }
 
+/// An exception that was kept, raised again.
+fn raised(py: Python<'_>, error: &Py<PyBaseException>) -> Failure {
+    PyErr::from_value(error.bind(py).clone().into_any()).into()
+}
+
 /// The failure with a note that says which element it is about.
 fn about(py: Python<'_>, failure: Failure, index: usize) -> Failure {
     let error = PyErr::from(failure);
-    let note = format!("in element {index}");
-    // An exception without the note is better than one about the note.
-    let _ = error.value(py).call_method1(intern!(py, "add_note"), (note,));
+    let (value, note) = (error.value(py), format!("in element {index}"));
+    let notes = value.getattr_opt(intern!(py, "__notes__")).ok().flatten();
+    if !notes.is_some_and(|notes| notes.contains(&note).unwrap_or(false)) {
+        // An exception without the note is better than one about the note.
+        let _ = value.call_method1(intern!(py, "add_note"), (note,));
+    }
     error.into()
 }
 
@@ -122,6 +131,8 @@ pub(crate) struct Coalescer {
     engine: qdp_core::Engine,
     max_bytes: usize,
     state: Mutex<State>,
+    /// Who has the state for long, without the GIL.
+    worker: Mutex<Option<ThreadId>>,
     /// Keeps the stream that the options name.
     stream: Option<Py<PyAny>>,
 }
@@ -129,7 +140,7 @@ pub(crate) struct Coalescer {
 struct State {
     core: Core,
     /// Exceptions of requests that Python could not make anything of, by their numbers.
-    unreadable: HashMap<usize, PyErr>,
+    unreadable: HashMap<usize, Py<PyBaseException>>,
     ended: bool,
 }
 
@@ -146,29 +157,38 @@ impl Coalescer {
             engine: call.engine.clone(),
             max_bytes: options.max_bytes,
             state: Mutex::new(state),
+            worker: Mutex::new(None),
             stream: stream.map(|stream| stream.clone().unbind()),
         })
     }
 
-    /// The state. Whoever has it for long does not hold the GIL, and may want it.
-    fn lock(&self, py: Python<'_>) -> MutexGuard<'_, State> {
+    /// The state. Whoever has it for long does not hold the GIL, and may want it: a signal's
+    /// handler, say, which must not wait for the thread that it interrupts.
+    fn lock(&self, py: Python<'_>) -> Result<MutexGuard<'_, State>> {
         loop {
             if let Some(state) = self.state.try_lock() {
-                return state;
+                return Ok(state);
+            }
+            if *self.worker.lock() == Some(thread::current().id()) {
+                let text = "this thread is encoding the batch: a signal's handler cannot use it";
+                return Err(PyRuntimeError::new_err(text).into());
             }
             py.detach(|| drop(self.state.lock()));
         }
     }
 
     /// Works with the core without the GIL, and lets what was read go with it.
-    fn work<T: Send>(&self, py: Python<'_>, work: impl FnOnce(&mut Core) -> T + Send) -> T {
+    fn work<T: Send>(&self, py: Python<'_>, work: impl FnOnce(&mut Core) -> T + Send) -> Result<T> {
+        drop(self.lock(py)?);
         let (result, spent) = py.detach(|| {
             let mut state = self.state.lock();
+            *self.worker.lock() = Some(thread::current().id());
             let result = work(&mut state.core);
+            *self.worker.lock() = None;
             (result, state.core.take_spent())
         });
         drop(spent);
-        result
+        Ok(result)
     }
 }
 
@@ -213,14 +233,14 @@ impl Coalescer {
     /// Raises the first request's error where there is one.
     #[getter]
     fn states(&self, py: Python<'_>) -> Result<StateBatch> {
-        match self.work(py, Core::states) {
+        match self.work(py, Core::states)? {
             Ok(states) => Ok(StateBatch::new(states, false)),
             Err(error) => {
-                let state = self.lock(py);
+                let state = self.lock(py)?;
                 let first = state.core.first_failure().filter(|(_, first)| *first == error);
                 let Some((request, _)) = first else { return Err(error.into()) };
                 let failure = match state.unreadable.get(&request) {
-                    Some(error) => error.clone_ref(py).into(),
+                    Some(error) => raised(py, error),
                     None => Failure::Core(error),
                 };
                 drop(state);
@@ -230,8 +250,8 @@ impl Coalescer {
     }
 
     /// Requests so far.
-    fn __len__(&self, py: Python<'_>) -> usize {
-        self.lock(py).core.len()
+    fn __len__(&self, py: Python<'_>) -> Result<usize> {
+        Ok(self.lock(py)?.core.len())
     }
 
     /// What was done so far, by name: `requests`, their `samples`, and how many requests `failed`,
@@ -240,7 +260,7 @@ impl Coalescer {
     /// wait); `flushed_samples`, a dict from powers of two to the flushes of so many samples and
     /// less than twice as many; `waited_ns` and `longest_wait_ns`, of each flush's first request.
     fn stats<'py>(&self, py: Python<'py>) -> Result<Bound<'py, PyDict>> {
-        let stats = self.lock(py).core.stats().clone();
+        let stats = self.lock(py)?.core.stats().clone();
         let info = PyDict::new(py);
         info.set_item("requests", stats.requests)?;
         info.set_item("samples", stats.samples)?;
@@ -266,10 +286,10 @@ impl Coalescer {
         Ok(info)
     }
 
-    fn __repr__(&self, py: Python<'_>) -> String {
-        let state = self.lock(py);
+    fn __repr__(&self, py: Python<'_>) -> Result<String> {
+        let state = self.lock(py)?;
         let (requests, queued) = (state.core.len(), state.core.num_queued());
-        format!("<qdp.Coalescer: {requests} requests, {queued} of them waiting>")
+        Ok(format!("<qdp.Coalescer: {requests} requests, {queued} of them waiting>"))
     }
 
     fn __enter__(slf: PyRef<'_, Self>) -> PyRef<'_, Self> {
@@ -279,16 +299,23 @@ impl Coalescer {
     #[pyo3(signature = (exception, *_rest))]
     fn __exit__(&self, exception: &Bound<'_, PyAny>, _rest: &Bound<'_, PyAny>) -> Result<()> {
         let py = exception.py();
-        self.lock(py).ended = true;
+        self.lock(py)?.ended = true;
         if exception.is_none() {
             return self.flush(py);
         }
-        self.work(py, Core::cancel);
-        Ok(())
+        self.work(py, Core::cancel)
     }
 
     fn __traverse__(&self, visit: PyVisit<'_>) -> Result<(), PyTraverseError> {
-        visit.call(&self.stream)
+        visit.call(&self.stream)?;
+        // Somebody who has it at work is no garbage.
+        let Some(state) = self.state.try_lock() else { return Ok(()) };
+        for keep in state.core.kept() {
+            if let Keep::Array(array) = keep {
+                visit.call(array)?;
+            }
+        }
+        state.unreadable.values().try_for_each(|error| visit.call(error))
     }
 }
 
@@ -299,12 +326,12 @@ impl Coalescer {
     }
 
     fn flush_for(&self, py: Python<'_>, reason: FlushReason) -> Result<()> {
-        Ok(self.work(py, |core| core.flush_for(reason))?)
+        Ok(self.work(py, |core| core.flush_for(reason))??)
     }
 
     /// The state of a scope that has not ended.
     fn open(&self, py: Python<'_>) -> Result<MutexGuard<'_, State>> {
-        let state = self.lock(py);
+        let state = self.lock(py)?;
         if state.ended {
             let expected = "a call before the end of the scope";
             return Err(Error::invalid("submit", expected, "one behind it").into());
@@ -317,6 +344,20 @@ impl Coalescer {
         let py = data.py();
         let imported =
             self.stream_handle(py).and_then(|stream| Data::import(data, &self.engine, stream));
+        let imported = match imported {
+            // Before the lock: to describe an exception may run any code.
+            Err(Failure::Python(error)) => {
+                // A signal's, or one that says nothing of the data.
+                let other = error.is_instance_of::<PyMemoryError>(py);
+                if other || !error.is_instance_of::<PyException>(py) {
+                    return Err(error.into());
+                }
+                let got = first_line(py, &error);
+                Err((Error::invalid("data", "an array", got), Some(error.into_value(py))))
+            }
+            Err(Failure::Core(error)) => Err((error, None)),
+            Ok(data) => Ok(data),
+        };
         let mut state = self.open(py)?;
         let request = state.core.len();
         match imported {
@@ -328,16 +369,11 @@ impl Coalescer {
                 drop(spent);
                 return Ok((request, result?));
             }
-            Err(Failure::Core(error)) => state.core.fail(error),
-            Err(Failure::Python(error)) => {
-                // A signal's, or one that says nothing of the data.
-                let other = error.is_instance_of::<PyMemoryError>(py);
-                if other || !error.is_instance_of::<PyException>(py) {
-                    return Err(error.into());
+            Err((error, exception)) => {
+                state.core.fail(error);
+                if let Some(exception) = exception {
+                    state.unreadable.insert(request, exception);
                 }
-                let got = first_line(py, &error);
-                state.core.fail(Error::invalid("data", "an array", got));
-                state.unreadable.insert(request, error);
             }
         }
         Ok((request, None))
@@ -354,10 +390,10 @@ pub(crate) struct Handle {
 impl Handle {
     fn states(&self, py: Python<'_>) -> Result<StateBatch> {
         let coalescer = self.coalescer.get();
-        if let Some(error) = coalescer.lock(py).unreadable.get(&self.request) {
-            return Err(error.clone_ref(py).into());
+        if let Some(error) = coalescer.lock(py)?.unreadable.get(&self.request) {
+            return Err(raised(py, error));
         }
-        let states = coalescer.work(py, |core| core.result(self.request))?;
+        let states = coalescer.work(py, |core| core.result(self.request))??;
         Ok(StateBatch::new(states, false))
     }
 }
@@ -373,30 +409,38 @@ impl Handle {
         self.states(py)
     }
 
-    /// What result raises, or None.
-    fn exception<'py>(&self, py: Python<'py>) -> Option<Bound<'py, PyAny>> {
-        let error = PyErr::from(self.states(py).err()?);
-        Some(error.into_value(py).into_bound(py).into_any())
+    /// What result raises, or None. What is no `Exception`, as `KeyboardInterrupt`, is raised.
+    fn exception<'py>(&self, py: Python<'py>) -> Result<Option<Bound<'py, PyAny>>> {
+        let Err(failure) = self.states(py) else { return Ok(None) };
+        let error = PyErr::from(failure);
+        if !error.is_instance_of::<PyException>(py) {
+            return Err(error.into());
+        }
+        Ok(Some(error.into_value(py).into_bound(py).into_any()))
     }
 
     /// Whether the request waits no more.
-    fn done(&self, py: Python<'_>) -> bool {
-        self.coalescer.get().lock(py).core.is_done(self.request)
+    fn done(&self, py: Python<'_>) -> Result<bool> {
+        Ok(self.coalescer.get().lock(py)?.core.is_done(self.request))
     }
 
     /// Whether the request was cancelled.
-    fn cancelled(&self, py: Python<'_>) -> bool {
-        self.coalescer.get().lock(py).core.is_cancelled(self.request)
+    fn cancelled(&self, py: Python<'_>) -> Result<bool> {
+        Ok(self.coalescer.get().lock(py)?.core.is_cancelled(self.request))
     }
 
-    fn __repr__(&self, py: Python<'_>) -> String {
-        let state = if self.cancelled(py) {
+    fn __traverse__(&self, visit: PyVisit<'_>) -> Result<(), PyTraverseError> {
+        visit.call(&self.coalescer)
+    }
+
+    fn __repr__(&self, py: Python<'_>) -> Result<String> {
+        let state = if self.cancelled(py)? {
             "cancelled"
-        } else if self.done(py) {
+        } else if self.done(py)? {
             "done"
         } else {
             "waiting"
         };
-        format!("<qdp.CoalesceHandle: request {}, {state}>", self.request)
+        Ok(format!("<qdp.CoalesceHandle: request {}, {state}>", self.request))
     }
 }

@@ -243,6 +243,23 @@ def script(text: str) -> None:
 
 
 class TestProcess:
+    @pytest.mark.parametrize("call", ["close()", "encode(x[0])", "stats()"])
+    def test_a_signals_handler_may_use_it(self, call: str) -> None:
+        code = (
+            "import faulthandler, signal, numpy as np, qdp\n"
+            "faulthandler.dump_traceback_later(60, exit=True)\n"
+            "engine = qdp.Engine('cpu', precision='complex64')\n"
+            "x = np.random.default_rng(7).uniform(-1, 1, size=(2**9, 14))\n"
+            "heard = []\n"
+            f"def ring(*_): heard.append(batcher.{call})\n"
+            "signal.signal(signal.SIGALRM, ring)\n"
+            "batcher = engine.batcher(14, 'zz', reps=30, max_batch_bytes=2**32)\n"
+            "signal.setitimer(signal.ITIMER_REAL, 0.05)\n"
+            "assert len(batcher.encode(x)) == 2**9\n"
+            "assert len(heard) == 1\n"
+        )
+        script(code)
+
     @pytest.mark.parametrize("delay", ["0", "50e6"])
     def test_exit_with_requests_waiting(self, device: str, delay: str) -> None:
         script(

@@ -14,6 +14,7 @@ import pytest
 import qdp
 import reference
 from cases import CASES, PRECISIONS
+from test_api import run_python
 from test_input import COMPLEX, FLOATS, INTEGERS
 
 RNG = np.random.default_rng()
@@ -118,6 +119,16 @@ class TestStates:
         assert narrow.dtype == np.complex64
         large = engine.encode_list([np.array([2**29 + 1]).astype("int32"), [1.0]], 30 - 10)
         assert large.shape == (2, 2**20)
+
+    def test_where_values_lie_changes_no_bit(self, engine: qdp.Engine) -> None:
+        x = RNG.random((9, 64), dtype=np.float32)
+        want = engine.encode(x, 6)
+        whole = np.zeros((9, 128), dtype=np.float32)
+        whole[:, ::2] = x
+        for other in (np.asfortranarray(x), whole[:, ::2], x[:, ::-1].copy()[:, ::-1]):
+            equal(engine.encode(other, 6), want)
+            equal(engine.encode_list([other], 6), want)
+            equal(engine.encode_list(list(other), 6), want)
 
     def test_bits_and_indices(self, engine: qdp.Engine) -> None:
         x = [[1, 0, 1], [6], [[0, 1, 1], [1, 1, 1]], [2]]
@@ -404,3 +415,74 @@ class TestScope:
                 batch.submit(row)
         x[:] = np.nan
         assert (batch.states.numpy() == want).all()
+
+    def test_a_signals_handler_cannot_use_it_while_it_encodes(self) -> None:
+        """It would wait for the thread that it interrupts."""
+        code = (
+            "import faulthandler, signal, numpy as np, qdp\n"
+            "faulthandler.dump_traceback_later(60, exit=True)\n"
+            "engine = qdp.Engine('cpu', precision='complex64')\n"
+            "x = np.random.default_rng(7).uniform(-1, 1, size=14)\n"
+            "def ring(*_): len(batch)\n"
+            "signal.signal(signal.SIGALRM, ring)\n"
+            "batch = engine.coalesce(14, 'zz', reps=300)\n"
+            "handles = [batch.submit(x) for _ in range(2**11)]\n"
+            "signal.setitimer(signal.ITIMER_REAL, 0.1)\n"
+            "try: batch.flush()\n"
+            "except RuntimeError as error: print(error)\n"
+            "print(handles[0].cancelled(), len(batch))\n"
+        )
+        lines = run_python(code).splitlines()
+        assert "signal" in lines[0]
+        assert lines[1:] == ["True 2048"]
+
+    def test_an_interrupt_is_no_error_of_a_request(self) -> None:
+        code = (
+            "import signal, numpy as np, qdp\n"
+            "signal.signal(signal.SIGALRM, signal.default_int_handler)\n"
+            "engine = qdp.Engine('cpu', precision='complex64')\n"
+            "x = np.random.default_rng(7).uniform(-1, 1, size=(2**11, 14))\n"
+            "for ask in ('result', 'exception'):\n"
+            "    handle = engine.coalesce(14, 'zz', reps=300).submit(x)\n"
+            "    signal.setitimer(signal.ITIMER_REAL, 0.1)\n"
+            "    try: print(getattr(handle, ask)())\n"
+            "    except BaseException as error: print(type(error).__name__)\n"
+        )
+        assert run_python(code).split() == ["KeyboardInterrupt"] * 2
+
+    def test_an_exception_may_ask_the_batch(self, engine: qdp.Engine) -> None:
+        class AskingError(Exception):
+            def __str__(self) -> str:
+                return f"behind {len(batch)} requests"
+
+        class Data:
+            @property
+            def __dlpack__(self) -> Any:
+                raise AskingError
+
+        batch = engine.coalesce(2)
+        handle = batch.submit(Data())
+        with pytest.raises(AskingError):
+            handle.result()
+
+    def test_what_its_exceptions_hold_is_found_by_the_collector(self, engine: qdp.Engine) -> None:
+        class Marker:
+            """Something that weak references can be made to."""
+
+        class Data:
+            @property
+            def __dlpack__(self) -> Any:
+                raise ValueError
+
+        def use() -> Any:
+            marker = Marker()
+            batch = engine.coalesce(2)
+            handle = batch.submit(Data())
+            try:
+                handle.result()
+            except Exception:  # noqa: BLE001 - whose traceback refers to this frame
+                return weakref.ref(marker)
+
+        alive = use()
+        gc.collect()
+        assert alive() is None

@@ -247,8 +247,10 @@ impl<K> Coalescer<K> {
     /// [`Error::InvalidArgument`] where there is no such request.
     pub fn result(&mut self, request: usize) -> Result<StateBatch> {
         if let Some(Outcome::Queued) = self.outcomes.get(request) {
-            // Whatever it says, it is said of this request.
-            let _ = self.flush();
+            // Anything else that it says is said of this request.
+            if self.flush() == Err(Error::Interrupted) {
+                return Err(Error::Interrupted);
+            }
         }
         match self.outcomes.get(request) {
             Some(Outcome::Encoded { part, rows }) => self.parts[*part].slice(rows.clone()),
@@ -264,6 +266,11 @@ impl<K> Coalescer<K> {
     /// Whether a request is not waiting any more.
     pub fn is_done(&self, request: usize) -> bool {
         !matches!(self.outcomes.get(request), Some(Outcome::Queued))
+    }
+
+    /// What keeps the requests that wait.
+    pub fn kept(&self) -> impl Iterator<Item = &K> {
+        self.queue.iter().map(|queued| &queued.keep)
     }
 
     /// Whether a request was cancelled.
@@ -350,7 +357,13 @@ impl<K> Coalescer<K> {
         let waiting: Vec<Waiting> = self.queue.iter().map(|queued| queued.waiting).collect();
         let (mut result, spec) = (Ok(()), self.spec.clone());
         for run in waiting.chunk_by(|a, b| go_together(&spec, &a.input, &b.input)) {
-            result = result.and(self.encode_run(run));
+            if result == Err(Error::Interrupted) {
+                for waiting in run {
+                    self.outcomes[waiting.request] = Outcome::Failed(Box::new(Error::Cancelled));
+                }
+            } else {
+                result = result.and(self.encode_run(run));
+            }
         }
         self.dequeue();
         result

@@ -68,8 +68,13 @@ fn scale<T: Element, R: Real>(row: Row<'_, T>, factor: f64, state: &mut [Complex
     if let Some(slice) = row.as_slice() {
         scale_slice(slice, factor, values);
     } else {
-        for (value, i) in values.iter_mut().zip(0..row.len()) {
-            *value = scaled(row.get(i), factor);
+        // By the same arithmetic: where the values lie makes no difference to any bit.
+        let mut block = [row.get(0); COLUMNS];
+        for (b, values) in values.chunks_mut(COLUMNS).enumerate() {
+            for (x, i) in block[..values.len()].iter_mut().zip(b * COLUMNS..) {
+                *x = row.get(i);
+            }
+            scale_slice(&block[..values.len()], factor, values);
         }
     }
     padding.fill(Complex::new(R::zero(), R::zero()));

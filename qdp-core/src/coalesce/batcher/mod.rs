@@ -24,6 +24,7 @@
 //! ```
 
 mod config;
+mod inside;
 mod process;
 mod protocol;
 mod rows;
@@ -43,6 +44,7 @@ use crate::error::{Error, Result};
 use crate::input::{Input, OwnedInput};
 use crate::pipeline::dispatch::Dispatched;
 use crate::state::StateBatch;
+use inside::Inside;
 use parking_lot::Mutex;
 use process::Process;
 use protocol::{Called, Failure, Limits, Outcome, Protocol, Ticket};
@@ -167,7 +169,8 @@ impl Batcher {
     /// Encodes a sample or several, together with what others ask for meanwhile.
     ///
     /// A request larger than a batch, or on a device, goes straight to the engine, and device input
-    /// is validated before this returns.
+    /// is validated before this returns. So does one that is made in the middle of this batcher's own
+    /// work, by a listener or a signal's handler. They do not count as waiting.
     ///
     /// # Errors
     ///
@@ -183,6 +186,7 @@ impl Batcher {
         self.check_process()?;
         let plan = self.engine().plan(input, spec, options.precision)?;
         let alone = || {
+            let _inside = Inside::enter(&self.protocol.work);
             let options = EncodeOptions {
                 precision: options.precision,
                 interrupt: options.interrupt,
@@ -191,8 +195,11 @@ impl Batcher {
             };
             self.engine().encode_with(input, spec, &options)
         };
-        if self.is_large(input, &plan) {
+        if self.is_large(input, &plan) || Inside::is(&self.protocol.work) {
             self.count_direct()?;
+            if options.deadline.is_some_and(|deadline| deadline <= Instant::now()) {
+                return Err(Error::DeadlineExceeded);
+            }
             return alone();
         }
         let key = Key(plan);
@@ -309,8 +316,9 @@ impl Batcher {
         Ok(Request { kind })
     }
 
-    /// Takes no more requests, waits until those that wait are encoded, and ends the worker. A
-    /// listener may close its batcher, which then waits for nothing.
+    /// Takes no more requests, waits until those that wait are encoded, and ends the worker. Called
+    /// in the middle of this batcher's own work, by a listener or a signal's handler, it waits for
+    /// nothing. Requests larger than a batch are the engine's, and not waited for.
     pub fn close(&self) {
         if self.is_forked() {
             return;
@@ -318,10 +326,10 @@ impl Batcher {
         let is_worker =
             |worker: &JoinHandle<()>| worker.thread().id() == std::thread::current().id();
         let own = self.worker.lock().as_ref().is_some_and(is_worker);
-        self.protocol.close(!own);
+        self.protocol.close(!own && !Inside::is(&self.protocol.work));
         self.protocol.stop();
         let worker = self.worker.lock().take();
-        if let Some(worker) = worker.filter(|_| !own) {
+        if let Some(worker) = worker.filter(|_| !own && !Inside::is(&self.protocol.work)) {
             let _ = worker.join(); // what it panicked about was reported when it did
         }
     }

@@ -3,6 +3,7 @@
 use super::*;
 use crate::encoding::Encoding;
 use proptest::prelude::*;
+use std::sync::Weak;
 use std::sync::mpsc::{Sender, channel};
 use std::time::Duration;
 
@@ -392,4 +393,80 @@ fn rows_of_bad_requests_are_harmless() {
     check(&[1.0_f64; 2]);
     check(&[num_complex::Complex::new(1.0_f32, 0.0); 2]);
     check(&[num_complex::Complex::new(1.0_f64, 0.0); 2]);
+}
+
+/// Closes its batcher when it is told, and says so.
+struct Closing(Weak<Batcher>, Sender<()>);
+
+impl Listener for Closing {
+    fn deliver(&self, _results: Results) {
+        if let Some(batcher) = self.0.upgrade() {
+            batcher.close();
+        }
+        let _ = self.1.send(());
+    }
+}
+
+/// Whoever leads tells listeners, a caller that waits for its own batch, too.
+#[test]
+#[cfg_attr(miri, ignore = "looks at clocks")]
+fn a_listener_may_close_on_a_callers_thread() {
+    let config = BatcherConfig {
+        max_delay: Duration::from_millis(200),
+        max_batch_samples: 2,
+        ..BatcherConfig::default()
+    };
+    let batcher = Arc::new(batcher(config));
+    let (told, tells) = channel();
+    let caller = {
+        let batcher = Arc::clone(&batcher);
+        std::thread::spawn(move || {
+            batcher.encode(&Input::sample(&[1.0, 2.0]), &amplitude(1), &RequestOptions::default())
+        })
+    };
+    while batcher.waiting() == 0 {
+        std::thread::yield_now();
+    }
+    let listener: Arc<dyn Listener> = Arc::new(Closing(Arc::downgrade(&batcher), told));
+    let mut pair = Some(OwnedInput::rows(vec![1.0; 8], 4).unwrap());
+    let options = RequestOptions::default();
+    let _request = batcher.submit_to(&mut pair, &amplitude(2), &options, listener, 0).unwrap();
+    tells.recv_timeout(Duration::from_secs(60)).expect("closing in a listener came back");
+    assert_eq!(caller.join().unwrap().unwrap().batch(), 1);
+}
+
+/// Asks its batcher something when it is dropped, and says so.
+struct Asking(Weak<Batcher>, Sender<usize>);
+
+impl Drop for Asking {
+    fn drop(&mut self) {
+        if let Some(batcher) = self.0.upgrade() {
+            let _ = self.1.send(batcher.waiting());
+        }
+    }
+}
+
+/// A destructor may be anybody's code.
+#[test]
+#[cfg_attr(miri, ignore = "looks at clocks")]
+fn data_is_let_go_behind_the_lock() {
+    let config = BatcherConfig {
+        max_delay: Duration::from_millis(200),
+        queue: 1,
+        ..BatcherConfig::default()
+    };
+    let batcher = Arc::new(batcher(config));
+    let (asked, asks) = channel();
+    let options = RequestOptions::default();
+    let first = OwnedInput::rows(vec![1.0; 2], 2).unwrap();
+    let first = batcher.submit(first, &amplitude(1), &options).unwrap();
+    let owner = Box::new(Asking(Arc::downgrade(&batcher), asked));
+    // SAFETY: the values are static.
+    let parked = unsafe { OwnedInput::from_raw(Input::sample(&[1.0, 2.0]), owner) };
+    let deadline = Some(Instant::now() + Duration::from_millis(50));
+    let late = RequestOptions { deadline, ..options };
+    let parked = batcher.submit(parked, &amplitude(1), &late).unwrap();
+    assert!(first.wait().is_ok());
+    assert_eq!(parked.wait().unwrap_err(), Error::DeadlineExceeded);
+    asks.recv_timeout(Duration::from_secs(60)).expect("the destructor came back");
 }

@@ -1,6 +1,7 @@
 //! What batches of samples are: rows of one plan, encoded by one call of the engine.
 
 use super::config::BatcherConfig;
+use super::inside::Inside;
 use super::protocol::{Finished, Work};
 use super::rows::Rows;
 use super::{Listener, Listening, result};
@@ -118,6 +119,7 @@ impl Work for BatchWork {
         source: Option<OwnedInput>,
     ) -> Result<()> {
         let Some(source) = source else { return Ok(()) };
+        let _inside = Inside::enter(self);
         let written = catch(|| Self::write_input(key, buffer, &rows, &source.input()));
         // The owner may be anybody's, and so may what its destructor does.
         let dropped = catch(|| {
@@ -128,6 +130,7 @@ impl Work for BatchWork {
     }
 
     fn run(&self, Key(plan): &Key, buffer: &Arc<Rows>, rows: usize) -> Output {
+        let _inside = Inside::enter(self);
         let options =
             EncodeOptions { precision: Some(plan.precision()), ..EncodeOptions::default() };
         let encode = || {
@@ -181,6 +184,7 @@ impl Work for BatchWork {
                 None => groups.push((listener, vec![result])),
             }
         }
+        let _inside = Inside::enter(self);
         for (listener, results) in groups {
             // Whatever it does is its own affair.
             let _ = catch_unwind(AssertUnwindSafe(|| listener.deliver(results)));

@@ -248,7 +248,9 @@ impl<W: Work> Protocol<W> {
                 }
                 (Err(failure), source) => {
                     ticket.set(Place::Ended(failure.clone()));
-                    if let Some((_, Some(listener))) = source {
+                    let (source, listener) = source.unzip();
+                    state.spent.extend(source);
+                    if let Some(listener) = listener.flatten() {
                         news.push(Finished { listener, outcome: Err(failure) });
                     }
                 }
@@ -338,7 +340,7 @@ impl<W: Work> Protocol<W> {
         } else if batch.take_lead() {
             self.hand_over(&mut state);
         }
-        drop(state);
+        Self::unlock(state);
         self.deliver(news);
         true
     }
@@ -355,7 +357,7 @@ impl<W: Work> Protocol<W> {
         state.waiting -= 1;
         ticket.set(Place::Ended(Failure::Cancelled));
         let news = self.grant(&mut state);
-        drop(state);
+        Self::unlock(state);
         drop(left);
         self.deliver(news);
         true

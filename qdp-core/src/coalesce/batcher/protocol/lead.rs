@@ -26,6 +26,7 @@ impl<W: Work> Drop for Leading<'_, W> {
             let mut state = self.protocol.state.lock();
             state.busy = true;
             self.protocol.hand_over(&mut state);
+            Protocol::unlock(state);
         }
     }
 }
@@ -106,6 +107,11 @@ impl<W: Work> Protocol<W> {
         let mut state = self.state.lock();
         loop {
             self.drop_abandoned(&mut state);
+            if !state.spent.is_empty() {
+                Self::unlock(state);
+                state = self.state.lock();
+                continue;
+            }
             let now = Instant::now();
             let (closed, busy) = (state.closed, state.busy);
             let due = |pending: &Pending<W>| pending.due(self.limits.delay, closed, busy, now);
@@ -121,7 +127,7 @@ impl<W: Work> Protocol<W> {
                 }
                 state.waiting -= pending.live;
                 let news = self.grant(&mut state);
-                drop(state);
+                Self::unlock(state);
                 self.deliver(news);
                 return Next::Run(pending, now);
             }
@@ -210,7 +216,7 @@ impl<W: Work> Protocol<W> {
     fn drop_abandoned(&self, state: &mut State<W>) {
         let is_abandoned = |pending: &mut Pending<W>| pending.live == 0;
         for Pending { batch, unwritten, .. } in state.pending.extract_if(.., is_abandoned) {
-            drop(unwritten);
+            state.spent.extend(unwritten.into_iter().map(|Unwritten { source, .. }| source));
             if batch.unwritten.load(Ordering::Acquire) == 0 {
                 self.work.recycle(&batch.buffer, false);
             }

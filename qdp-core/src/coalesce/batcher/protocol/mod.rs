@@ -236,6 +236,9 @@ struct State<W: Work> {
     leader: Leader,
     /// The batch before is over, rather than nothing was in flight.
     busy: bool,
+    /// Data that nobody will write any more. It may be anybody's, and so may what its destructor
+    /// does: it is dropped behind the lock, see [`Protocol::unlock`].
+    spent: Vec<W::Source>,
     /// No more requests.
     closed: bool,
     /// The worker is to end.
@@ -267,6 +270,7 @@ impl<W: Work> Protocol<W> {
             parked: VecDeque::new(),
             waiting: 0,
             leader: Leader::Nobody,
+            spent: Vec::new(),
             busy: false,
             closed: false,
             stopped: false,
@@ -345,6 +349,13 @@ impl<W: Work> Protocol<W> {
                 state = self.worker.wait(state);
             }
         }
+    }
+
+    /// Lets go of the lock, and then of what is dropped behind it.
+    fn unlock(mut state: MutexGuard<'_, State<W>>) {
+        let spent = std::mem::take(&mut state.spent);
+        drop(state);
+        drop(spent);
     }
 
     /// Never under the lock.
