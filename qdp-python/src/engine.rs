@@ -245,8 +245,8 @@ impl Engine {
     /// Encode the elements of an iterable as one batch: samples, shape `(features,)`, or batches of
     /// them, of any kind that encode takes and, for amplitude, of any lengths.
     ///
-    /// Returns a `StateBatch` with the states in their order. Element types may differ; the states
-    /// have the precision of the widest. Raises what encode raises, with a note on the element.
+    /// Returns a `StateBatch` with the states in their order. Samples of several element types are
+    /// converted to the widest of them first. Raises what encode raises, with a note on the element.
     #[pyo3(signature = (
         data, num_qubits, encoding="amplitude", *, rotation=None, reps=None, entanglement=None,
         convention="qdp", validate="deferred", stream=None,
@@ -276,8 +276,8 @@ impl Engine {
     /// `with engine.coalesce(10) as batch:` and in it `handle = batch.submit(x)`; then
     /// `handle.result()` are the states of x and `batch.states` those of all. What was submitted
     /// is also encoded when `max_samples` samples or `max_bytes` bytes wait. The other arguments
-    /// are those of encode. Without a precision of the engine's, a batch has that of its widest
-    /// sample.
+    /// are those of encode. Samples of several element types are converted to the widest of them
+    /// first, and without a precision of the engine's the states have that type's.
     #[pyo3(signature = (
         num_qubits, encoding="amplitude", *, rotation=None, reps=None, entanglement=None,
         convention="qdp", validate="deferred", stream=None, max_samples=None, max_bytes=None,
