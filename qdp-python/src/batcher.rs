@@ -1,7 +1,9 @@
 //! `Batcher`: the native half of it, which encodes, and the asyncio loops that wait for it.
 //!
-//! A loop is woken once for all results that are there: the thread that led a batch puts them into
-//! the loop's [`Inbox`], and schedules its emptying where there was nothing in it.
+//! The tasks of a loop that are ready together submit their requests together. The loop then encodes
+//! them itself, where nobody else does and it does not take long, so that they go over no other
+//! thread; its [`Inbox`] is called for that once, behind those tasks. Where another thread led the
+//! batch, it puts the results into the inbox, and has the loop call that where it was empty.
 
 use crate::call::Call;
 use crate::engine::Engine;
@@ -10,6 +12,7 @@ use crate::input::Data;
 use crate::interrupt::interrupt;
 use crate::options::{self, SpecArgs};
 use crate::state::StateBatch;
+use crate::turnstile;
 use parking_lot::Mutex;
 use pyo3::intern;
 use pyo3::prelude::*;
@@ -18,6 +21,7 @@ use qdp_core::coalesce::batcher::{Listener, Request, RequestOptions};
 use qdp_core::{BatcherConfig, Device, EncodeSpec, Encoding, Error, Precision, WhenFull};
 use std::borrow::Cow;
 use std::collections::HashMap;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Weak};
 use std::time::{Duration, Instant};
 
@@ -149,6 +153,8 @@ impl BatcherCore {
             event_loop: event_loop.clone().unbind(),
             waiting: Mutex::default(),
             done: Mutex::default(),
+            batcher: Arc::downgrade(&self.batcher),
+            leads: AtomicBool::new(false),
         };
         let listener = Arc::new(EventLoop(Py::new(py, inbox)?));
         open.push(Arc::clone(&listener));
@@ -305,7 +311,7 @@ impl BatcherCore {
             return self.encode_device(py, data, &spec, &options);
         }
         let input = data.input();
-        let state = py.detach(|| self.batcher.encode(&input, &spec, &options))?;
+        let state = turnstile::detach(py, || self.batcher.encode(&input, &spec, &options))?;
         Ok(StateBatch::new(state, false))
     }
 
@@ -347,7 +353,12 @@ impl BatcherCore {
             py.detach(|| self.batcher.submit_to(&mut input, &spec, &options, told, token));
         drop(input); // with the GIL, where it was read already
         match request {
-            Ok(request) => Ok((future, Some(BatcherRequest { request, listener, token }))),
+            Ok(request) => {
+                if request.is_to_be_led() {
+                    listener.lead_later(py)?;
+                }
+                Ok((future, Some(BatcherRequest { request, listener, token })))
+            }
             Err(error) => {
                 drop(listener.inbox().take(token));
                 Err(error.into())
@@ -422,7 +433,17 @@ impl BatcherRequest {
 struct Inbox {
     event_loop: Py<PyAny>,
     waiting: Mutex<Waiting>,
-    done: Mutex<Vec<(u64, qdp_core::Result<qdp_core::StateBatch>)>>,
+    done: Mutex<Done>,
+    batcher: Weak<qdp_core::Batcher>,
+    /// The loop is on its way to encode what waits.
+    leads: AtomicBool,
+}
+
+#[derive(Default)]
+struct Done {
+    results: Vec<(u64, qdp_core::Result<qdp_core::StateBatch>)>,
+    /// The loop is on its way to them.
+    called: bool,
 }
 
 #[derive(Default)]
@@ -448,8 +469,17 @@ impl Inbox {
 #[pymethods]
 impl Inbox {
     fn __call__(&self, py: Python<'_>) -> PyResult<()> {
+        if self.leads.swap(false, Ordering::Relaxed)
+            && let Some(batcher) = self.batcher.upgrade()
+        {
+            self.done.lock().called = true;
+            py.detach(|| {
+                batcher.lead();
+                drop(batcher); // it may be the last one to have it: without the GIL, too
+            });
+        }
         let done = std::mem::take(&mut *self.done.lock());
-        for (token, result) in done {
+        for (token, result) in done.results {
             let Some(future) = self.take(token) else { continue };
             let future = future.into_bound(py);
             if future.call_method0(intern!(py, "done"))?.is_truthy()? {
@@ -481,27 +511,38 @@ impl EventLoop {
 
 impl Listener for EventLoop {
     fn deliver(&self, results: Vec<(u64, qdp_core::Result<qdp_core::StateBatch>)>) {
-        let is_empty = {
+        let called = {
             let mut done = self.inbox().done.lock();
-            let is_empty = done.is_empty();
-            done.extend(results);
-            is_empty
+            done.results.extend(results);
+            std::mem::replace(&mut done.called, true)
         };
-        // What was in it before has the loop on its way.
-        if is_empty {
+        if !called {
             let _ = Python::try_attach(|py| self.wake(py));
         }
+    }
+
+    fn leads(&self) -> bool {
+        true
     }
 }
 
 impl EventLoop {
+    /// Has the running loop encode what waits, once the tasks that are ready have run.
+    fn lead_later(&self, py: Python<'_>) -> PyResult<()> {
+        if !self.inbox().leads.swap(true, Ordering::Relaxed) {
+            let event_loop = self.inbox().event_loop.bind(py);
+            event_loop.call_method1(intern!(py, "call_soon"), (&self.0,))?;
+        }
+        Ok(())
+    }
+
     fn wake(&self, py: Python<'_>) {
         let event_loop = self.inbox().event_loop.bind(py);
         let name = intern!(py, "call_soon_threadsafe");
         if event_loop.call_method1(name, (&self.0,)).is_err() {
             // It is closed: nobody is left to wait.
             let done = std::mem::take(&mut *self.inbox().done.lock());
-            for (token, _) in done {
+            for (token, _) in done.results {
                 drop(self.inbox().take(token));
             }
         }

@@ -26,6 +26,7 @@ mod pipeline;
 mod plan;
 mod state;
 mod tensor;
+mod turnstile;
 
 /// The native module of the `qdp` package.
 #[pyo3::pymodule]

@@ -7,19 +7,19 @@
 //! does not pass here: nothing has a deadline, and the delay is zero.
 #![allow(dead_code)] // what needs time is used elsewhere
 
-#[allow(clippy::reversed_empty_ranges)] // nobody spins here: SPINS is zero
 #[allow(unreachable_pub)] // it is reached from outside in its own crate
 #[path = "../../qdp-core/src/coalesce/batcher/protocol/mod.rs"]
 mod protocol;
 
 /// In the place of `batcher/sync.rs`.
 mod sync {
-    pub(super) use loom::hint::spin_loop;
     pub(super) use loom::sync::atomic::{AtomicU8, AtomicUsize, Ordering};
     pub(super) use loom::sync::{Arc, MutexGuard};
 
     /// Looking again before sleeping adds orders but nothing that can happen in them.
-    pub(super) const SPINS: usize = 0;
+    pub(super) fn look_until(_: impl Fn() -> bool) -> bool {
+        false
+    }
 
     pub(super) struct Mutex<T>(loom::sync::Mutex<T>);
 
@@ -134,6 +134,10 @@ impl Work for Copy {
         let values: Vec<usize> = (0..rows).map(take).collect();
         assert!(values.iter().all(|&value| value != EMPTY), "a row was not written");
         std::sync::Arc::new(values)
+    }
+
+    fn is_short(&self, _: &u8, _: usize) -> bool {
+        true
     }
 
     fn recycle(&self, buffer: &Self::Buffer, _: bool) {
@@ -275,7 +279,7 @@ fn what_is_submitted_is_delivered_once() {
         for own in [5, 6] {
             let write =
                 |own: &usize, buffer: &std::sync::Arc<Rows>, rows| write(buffer, rows, *own);
-            let ticket = protocol.submit(request(0), Some(own), own, write, |own| own);
+            let ticket = protocol.submit(request(0), Some(own), false, own, write, |own| own);
             assert!(ticket.is_ok());
         }
         assert_eq!(other.join().unwrap(), Ok(1));
@@ -285,6 +289,54 @@ fn what_is_submitted_is_delivered_once() {
         let mut delivered = protocol.work.delivered.lock().unwrap().clone();
         delivered.sort_unstable();
         assert_eq!(delivered, [(5, Some(5)), (6, Some(6))]);
+        assert_at_rest(&protocol);
+    });
+}
+
+/// Whoever submits leads, unless a caller or the worker is first.
+#[test]
+fn a_promise_is_kept_by_somebody() {
+    model(3, || {
+        let protocol = protocol(8, false);
+        let worker = worker(&protocol);
+        let other = caller(&protocol, 0, 1);
+        let mut leads = false;
+        for own in [5, 6] {
+            let write =
+                |own: &usize, buffer: &std::sync::Arc<Rows>, rows| write(buffer, rows, *own);
+            let ticket = protocol.submit(request(0), Some(own), true, own, write, |own| own);
+            leads |= ticket.is_ok_and(|(_, leads)| leads);
+        }
+        if leads {
+            protocol.lead_promised();
+        }
+        assert_eq!(other.join().unwrap(), Ok(1));
+        protocol.close(true);
+        protocol.stop();
+        worker.join().unwrap();
+        let mut delivered = protocol.work.delivered.lock().unwrap().clone();
+        delivered.sort_unstable();
+        assert_eq!(delivered, [(5, Some(5)), (6, Some(6))]);
+        assert_at_rest(&protocol);
+    });
+}
+
+/// A promise that is broken holds nobody up who waits.
+#[test]
+fn a_broken_promise_is_made_good() {
+    model(3, || {
+        let protocol = protocol(8, false);
+        let worker = worker(&protocol);
+        let write = |own: &usize, buffer: &std::sync::Arc<Rows>, rows| write(buffer, rows, *own);
+        let ticket = protocol.submit(request(0), Some(5), true, 5, write, |own| own);
+        assert!(ticket.is_ok_and(|(_, leads)| leads));
+        let other = caller(&protocol, 1, 1);
+        assert_eq!(call(&protocol, 0, 3), Ok(3));
+        assert_eq!(other.join().unwrap(), Ok(1));
+        protocol.close(true);
+        protocol.stop();
+        worker.join().unwrap();
+        assert_eq!(*protocol.work.delivered.lock().unwrap(), [(5, Some(5))]);
         assert_at_rest(&protocol);
     });
 }
@@ -299,8 +351,8 @@ fn what_is_parked_is_delivered_once() {
         for own in [5, 6, BAD] {
             let write =
                 |own: &usize, buffer: &std::sync::Arc<Rows>, rows| write(buffer, rows, *own);
-            let ticket = protocol.submit(request(0), Some(own), own, write, |own| own);
-            ends.push(ticket.map(|ticket| ticket.wait()));
+            let ticket = protocol.submit(request(0), Some(own), false, own, write, |own| own);
+            ends.push(ticket.map(|(ticket, _)| ticket.wait()));
         }
         protocol.close(true);
         protocol.stop();
@@ -330,11 +382,11 @@ fn a_request_is_cancelled_or_delivered() {
             let submit = |own: usize| {
                 let write =
                     |own: &usize, buffer: &std::sync::Arc<Rows>, rows| write(buffer, rows, *own);
-                protocol.submit(request(0), Some(own), own, write, |own| own)
+                protocol.submit(request(0), Some(own), false, own, write, |own| own)
             };
             let tickets = [5, 6].map(submit);
             for ticket in &tickets {
-                let Ok(ticket) = ticket else { panic!("it was not taken") };
+                let Ok((ticket, _)) = ticket else { panic!("it was not taken") };
                 cancelled.push(protocol.cancel(ticket));
                 assert!(!protocol.cancel(ticket), "cancelled twice");
             }
@@ -347,7 +399,7 @@ fn a_request_is_cancelled_or_delivered() {
             let expected: Vec<_> =
                 own.filter(|(_, cancelled)| !cancelled).map(|(own, _)| (own, Some(own))).collect();
             assert_eq!(delivered, expected);
-            for ticket in tickets.into_iter().flatten() {
+            for (ticket, _) in tickets.into_iter().flatten() {
                 assert!(ticket.is_done());
             }
             assert_at_rest(&protocol);

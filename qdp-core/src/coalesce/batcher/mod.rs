@@ -76,6 +76,13 @@ pub trait Listener: Send + Sync {
     ///
     /// It is called on whichever thread led the batch, so it should be short.
     fn deliver(&self, results: Vec<(u64, Result<StateBatch>)>);
+
+    /// Whether the thread that submits requests calls [`Batcher::lead`] when it has no more of them,
+    /// where a request says so ([`Request::is_to_be_led`]). A thread that serves many tasks spares
+    /// them the way over another one so.
+    fn leads(&self) -> bool {
+        false
+    }
 }
 
 /// A listener, and what it knows a request by.
@@ -120,11 +127,11 @@ impl Batcher {
             queue: config.queue,
             refuse: config.when_full == WhenFull::Refuse,
         };
-        // Those that look leave processors to those that copy and encode.
-        let spinning = Engine::num_threads().saturating_sub(1) / 2;
+        // Those that look leave a processor each to who leads and to who prepares a request.
+        let looking = Engine::num_threads().saturating_sub(2);
         let work = BatchWork::new(engine.clone(), config.clone());
         Ok(Self {
-            protocol: Arc::new(Protocol::new(work, limits, spinning)),
+            protocol: Arc::new(Protocol::new(work, limits, looking)),
             config,
             worker: Mutex::new(None),
             process: Process::current(),
@@ -248,6 +255,14 @@ impl Batcher {
         self.submit_with(input, spec, options, Some(Listening { listener, token }))
     }
 
+    /// Encodes what waits, where a request said so ([`Request::is_to_be_led`]) and nobody else has
+    /// begun meanwhile. What takes long is left to another thread.
+    pub fn lead(&self) {
+        if !self.is_forked() {
+            self.protocol.lead_promised();
+        }
+    }
+
     fn submit_with(
         &self,
         owned: &mut Option<OwnedInput>,
@@ -268,9 +283,11 @@ impl Batcher {
         self.start_worker()?;
         let key = Key(plan);
         let request = Self::request(key.clone(), &input, options);
+        let promises = listening.as_ref().is_some_and(|told| told.listener.leads());
         let ticket = self.protocol.submit(
             request,
             listening,
+            promises,
             owned,
             |owned, buffer, rows| match owned {
                 Some(owned) => BatchWork::write_input(&key, buffer, &rows, &owned.input()),
@@ -278,9 +295,9 @@ impl Batcher {
             },
             Option::take,
         );
-        let ticket = ticket.map_err(|failure| self.error(failure))?;
+        let (ticket, to_be_led) = ticket.map_err(|failure| self.error(failure))?;
         let (protocol, process) = (Arc::clone(&self.protocol), self.process);
-        Ok(Request { kind: Kind::Queued { protocol, ticket, process } })
+        Ok(Request { kind: Kind::Queued { protocol, ticket, process }, to_be_led })
     }
 
     /// Encodes a large request on the engine's dispatch thread; one on a device, at the call.
@@ -313,7 +330,7 @@ impl Batcher {
                 Ok(())
             })),
         };
-        Ok(Request { kind })
+        Ok(Request { kind, to_be_led: false })
     }
 
     /// Takes no more requests, waits until those that wait are encoded, and ends the worker. Called
@@ -412,6 +429,7 @@ fn result(outcome: Outcome<BatchWork>, queue: usize) -> Result<StateBatch> {
 #[must_use = "cancel it or wait for it"]
 pub struct Request {
     kind: Kind,
+    to_be_led: bool,
 }
 
 enum Kind {
@@ -432,6 +450,12 @@ impl fmt::Debug for Request {
 }
 
 impl Request {
+    /// Whether its listener, who said that it would ([`Listener::leads`]), is to call
+    /// [`Batcher::lead`].
+    pub fn is_to_be_led(&self) -> bool {
+        self.to_be_led
+    }
+
     /// Whether it is done, failed or cancelled.
     pub fn is_done(&self) -> bool {
         match &self.kind {

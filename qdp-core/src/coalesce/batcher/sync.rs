@@ -3,16 +3,33 @@
 //! The standard library's locks rather than `parking_lot`'s: a batch wakes all of its callers at
 //! once, and these wake them side by side, where `parking_lot` wakes one after the other.
 
-pub(super) use std::hint::spin_loop;
 pub(super) use std::sync::Arc;
 pub(super) use std::sync::atomic::{AtomicU8, AtomicUsize, Ordering};
 
+use std::hint::spin_loop;
 use std::sync::PoisonError;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
-/// How often a caller looks before it sleeps: for some microseconds, as long as a small batch
-/// takes.
-pub(super) const SPINS: usize = 400;
+/// How long a caller looks before it sleeps: a few times as long as a small batch takes, and no
+/// longer than to be woken does.
+const LOOKING: Duration = Duration::from_micros(50);
+
+/// Looks until it is so, for a while.
+pub(super) fn look_until(is_so: impl Fn() -> bool) -> bool {
+    let mut began = None;
+    loop {
+        for _ in 0..32 {
+            if is_so() {
+                return true;
+            }
+            spin_loop();
+        }
+        let now = Instant::now();
+        if now.duration_since(*began.get_or_insert(now)) > LOOKING {
+            return false;
+        }
+    }
+}
 
 /// A lock that knows no poison: what it guards is whole between any two statements.
 #[derive(Debug, Default)]

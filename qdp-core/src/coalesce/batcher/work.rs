@@ -5,7 +5,8 @@ use super::inside::Inside;
 use super::protocol::{Finished, Work};
 use super::rows::Rows;
 use super::{Listener, Listening, result};
-use crate::engine::{EncodeOptions, Engine};
+use crate::encoding::Form;
+use crate::engine::{Device, EncodeOptions, Engine};
 use crate::error::{Error, Result};
 use crate::input::{Input, OwnedInput};
 use crate::pipeline::dispatch::catch;
@@ -20,6 +21,9 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 /// Bytes of a batch at first, where nothing is known of how many requests come at once. Doubled
 /// whenever a batch is full.
 const FIRST_BYTES: usize = 256 << 10;
+
+/// Bytes that a loop of tasks hands to a GPU by itself, in a tenth of a millisecond or two.
+const SHORT_BYTES: u128 = 8 << 20;
 
 /// Buffers that are kept for the next batches.
 const MAX_SPARE: usize = 8;
@@ -159,6 +163,19 @@ impl Work for BatchWork {
             states = encode();
         }
         Output { states, refused: refused.into() }
+    }
+
+    fn is_short(&self, Key(plan): &Key, rows: usize) -> bool {
+        let bytes = (rows * plan.features() * plan.dtype().size()) as u128;
+        let bytes = bytes.max(plan.output_bytes(rows));
+        // A GPU is handed its work, and that is all; entangling takes a CPU a pass over the state
+        // for each qubit.
+        let passes = match (self.engine.device(), plan.form()) {
+            (Device::Cuda(_), _) => 1,
+            (Device::Cpu, Form::Diagonal(_)) => 32,
+            (Device::Cpu, _) => 8,
+        };
+        bytes * passes <= SHORT_BYTES
     }
 
     fn recycle(&self, buffer: &Arc<Rows>, full: bool) {

@@ -1,6 +1,6 @@
 //! Requests come: callers who wait for the result, and asynchronous ones.
 
-use super::super::sync::{SPINS, spin_loop};
+use super::super::sync::look_until;
 use super::lead::Leading;
 use super::ticket::Place;
 use super::{
@@ -28,6 +28,9 @@ pub(crate) enum Called<W: Work, R> {
     /// Some rows of a batch.
     Shared(Share<W>),
 }
+
+/// A request that is queued, and whether whoever made it is to lead.
+pub(crate) type Submitted<W> = (Arc<Ticket<W>>, bool);
 
 /// A caller's place in a batch: given up where it is dropped.
 struct Seat<'a, W: Work> {
@@ -81,15 +84,17 @@ impl<W: Work> Protocol<W> {
     /// Queues a request that nobody waits for in a call. Where there is room, `write` writes the
     /// rows of `data` before this returns; else `source` says what is written later.
     ///
-    /// Where this fails, nobody is told.
+    /// Who `promises` to call [`Protocol::lead_promised`] soon is told whether to; else the worker
+    /// leads, where nobody does. Where this fails, nobody is told.
     pub(crate) fn submit<D>(
         &self,
         request: Request<W>,
         listener: Option<W::Listener>,
+        promises: bool,
         data: D,
         write: impl FnOnce(&D, &W::Buffer, Range<usize>) -> Result<(), W::Error>,
         source: impl FnOnce(D) -> W::Source,
-    ) -> Result<Arc<Ticket<W>>, Failure<W::Error>> {
+    ) -> Result<Submitted<W>, Failure<W::Error>> {
         let mut state = self.enter(&request)?;
         let arrived = Instant::now();
         let ticket = Arc::new(Ticket::new());
@@ -101,7 +106,7 @@ impl<W: Work> Protocol<W> {
                 arrived,
                 source,
             });
-            return Ok(ticket);
+            return Ok((ticket, false));
         }
         let (claim, index) = self.claim(&mut state, &request, arrived).map_err(Failure::Failed)?;
         ticket.set(Place::Placed(Arc::clone(&claim.batch), claim.rows.clone()));
@@ -111,7 +116,12 @@ impl<W: Work> Protocol<W> {
             deadline: request.deadline,
             listener,
         });
-        if state.leader == Leader::Nobody {
+        let promised = matches!(state.leader, Leader::Nobody | Leader::Promised)
+            && promises
+            && self.limits.delay.is_zero();
+        if promised {
+            state.leader = Leader::Promised;
+        } else if matches!(state.leader, Leader::Nobody | Leader::Promised) {
             state.leader = Leader::Worker;
             self.worker.notify_all();
         }
@@ -125,7 +135,7 @@ impl<W: Work> Protocol<W> {
             self.state.lock().stats.invalid += 1;
             return Err(Failure::Failed(error));
         }
-        Ok(ticket)
+        Ok((ticket, promised))
     }
 
     /// Keeps an asynchronous request from starting, if it has not started. Only the call that does
@@ -185,7 +195,7 @@ impl<W: Work> Protocol<W> {
             let (claim, index) =
                 self.claim(&mut state, &request, arrived).map_err(Failure::Failed)?;
             state.pending[index].callers += 1;
-            if state.leader == Leader::Nobody {
+            if matches!(state.leader, Leader::Nobody | Leader::Promised) {
                 state.leader = Leader::Somebody;
                 claim.batch.set(Phase::Lead);
             }
@@ -267,7 +277,7 @@ impl<W: Work> Protocol<W> {
     ) -> Result<Share<W>, Failure<W::Error>> {
         let until = deadline;
         let batch = Arc::clone(&seat.batch);
-        self.spin(&batch);
+        self.look(&batch);
         let mut phase = batch.phase.lock();
         loop {
             match &*phase {
@@ -284,9 +294,13 @@ impl<W: Work> Protocol<W> {
                 }
                 Phase::Lead => {
                     drop(phase);
-                    if batch.take_lead() && !self.lead(Some((&batch, deadline))) {
-                        seat.taken = false;
-                        return Err(Failure::Expired);
+                    if batch.take_lead() {
+                        if !self.lead(Some((&batch, deadline))) {
+                            seat.taken = false;
+                            return Err(Failure::Expired);
+                        }
+                    } else {
+                        self.look(&batch); // somebody else leads
                     }
                     phase = batch.phase.lock();
                 }
@@ -311,16 +325,11 @@ impl<W: Work> Protocol<W> {
     }
 
     /// Looks at a batch for a while before sleeping, unless many do.
-    fn spin(&self, batch: &Batch<W>) {
-        if self.spinning.fetch_add(1, Ordering::Relaxed) < self.max_spinning {
-            for _ in 0..SPINS {
-                if batch.hint.load(Ordering::Acquire) == CHANGED {
-                    break;
-                }
-                spin_loop();
-            }
+    fn look(&self, batch: &Batch<W>) {
+        if self.looking.fetch_add(1, Ordering::Relaxed) < self.max_looking {
+            look_until(|| batch.hint.load(Ordering::Acquire) == CHANGED);
         }
-        self.spinning.fetch_sub(1, Ordering::Relaxed);
+        self.looking.fetch_sub(1, Ordering::Relaxed);
     }
 
     /// A caller gives its place up, if its batch has not started: only then is it noted.
@@ -338,7 +347,7 @@ impl<W: Work> Protocol<W> {
         if callers > 0 {
             batch.changed.notify_one();
         } else if batch.take_lead() {
-            self.hand_over(&mut state);
+            self.hand_over(&mut state, Leader::Worker);
         }
         Self::unlock(state);
         self.deliver(news);

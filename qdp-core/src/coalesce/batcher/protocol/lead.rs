@@ -1,6 +1,6 @@
 //! Leading: which batch is next, running it, and who leads then.
 
-use super::super::sync::{SPINS, spin_loop};
+use super::super::sync::look_until;
 use super::ticket::Place;
 use super::{
     Arc, Batch, Failure, Finished, Leader, Ordering, Pending, Phase, Protocol, SEALED, State,
@@ -12,11 +12,17 @@ use std::time::Instant;
 pub(super) struct Leading<'a, W: Work> {
     protocol: &'a Protocol<W>,
     held: bool,
+    /// Who leads what nobody waits for in a call.
+    otherwise: Leader,
 }
 
 impl<'a, W: Work> Leading<'a, W> {
     pub(super) fn new(protocol: &'a Protocol<W>) -> Self {
-        Self { protocol, held: true }
+        Self::otherwise(protocol, Leader::Worker)
+    }
+
+    fn otherwise(protocol: &'a Protocol<W>, otherwise: Leader) -> Self {
+        Self { protocol, held: true, otherwise }
     }
 }
 
@@ -25,7 +31,7 @@ impl<W: Work> Drop for Leading<'_, W> {
         if self.held {
             let mut state = self.protocol.state.lock();
             state.busy = true;
-            self.protocol.hand_over(&mut state);
+            self.protocol.hand_over(&mut state, self.otherwise);
             Protocol::unlock(state);
         }
     }
@@ -59,11 +65,8 @@ impl<W: Work> Batch<W> {
             return;
         }
         let is_written = || self.unwritten.load(Ordering::Acquire) == SEALED;
-        for _ in 0..SPINS {
-            if is_written() {
-                return;
-            }
-            spin_loop();
+        if look_until(is_written) {
+            return;
         }
         let mut phase = self.phase.lock();
         while !is_written() {
@@ -76,7 +79,14 @@ impl<W: Work> Protocol<W> {
     /// Leads until `own` is done; where there is none, for one batch. False where the deadline of
     /// `own` passed before: it has left its batch, then.
     pub(super) fn lead(&self, own: Option<(&Arc<Batch<W>>, Option<Instant>)>) -> bool {
-        let mut leading = Leading::new(self);
+        self.lead_as(Leading::new(self), own)
+    }
+
+    fn lead_as(
+        &self,
+        mut leading: Leading<'_, W>,
+        own: Option<(&Arc<Batch<W>>, Option<Instant>)>,
+    ) -> bool {
         let until = own.and_then(|(_, deadline)| deadline);
         let finished = loop {
             let finished = match (self.next(until), own) {
@@ -99,6 +109,34 @@ impl<W: Work> Protocol<W> {
         drop(leading);
         self.deliver(finished);
         true
+    }
+
+    /// Leads what is pending now, as was promised, unless somebody else does. What takes long is
+    /// left to the worker.
+    pub(crate) fn lead_promised(&self) {
+        let mut batches = self.state.lock().pending.len();
+        loop {
+            let mut state = self.state.lock();
+            if state.leader != Leader::Promised {
+                return;
+            }
+            self.drop_abandoned(&mut state);
+            let Some(next) = first(&state.pending, |_| true).map(|index| &state.pending[index])
+            else {
+                self.release(&mut state);
+                return Self::unlock(state);
+            };
+            if batches == 0 || !self.work.is_short(&next.batch.key, next.rows) {
+                state.leader = Leader::Worker;
+                self.worker.notify_all();
+                return Self::unlock(state);
+            }
+            batches -= 1;
+            state.leader = Leader::Somebody;
+            Self::unlock(state);
+            // It has no deadline.
+            let _ = self.lead_as(Leading::otherwise(self, Leader::Promised), None);
+        }
     }
 
     /// Takes the batch that is next out of the pending ones, once it is due; waits for that `until`
@@ -185,9 +223,9 @@ impl<W: Work> Protocol<W> {
         finished
     }
 
-    /// Gives leadership to somebody who waits for the batch that is next, or where nothing is
-    /// pending, to nobody.
-    pub(super) fn hand_over(&self, state: &mut State<W>) {
+    /// Gives leadership to somebody who waits for the batch that is next, where nobody does to
+    /// `otherwise`, and where nothing is pending, to nobody.
+    pub(super) fn hand_over(&self, state: &mut State<W>, otherwise: Leader) {
         self.drop_abandoned(state);
         match first(&state.pending, |_| true).map(|index| &state.pending[index]) {
             None => self.release(state),
@@ -197,8 +235,12 @@ impl<W: Work> Protocol<W> {
                 state.leader = Leader::Somebody;
             }
             Some(_) => {
-                state.leader = Leader::Worker;
-                self.worker.notify_all();
+                // A promise is not kept to what is closed: whoever waits for its end might wait in
+                // the way of that.
+                state.leader = if state.closed { Leader::Worker } else { otherwise };
+                if state.leader == Leader::Worker {
+                    self.worker.notify_all();
+                }
             }
         }
     }

@@ -58,6 +58,8 @@ pub(crate) trait Work: Send + Sync + Sized {
     ) -> Result<(), Self::Error>;
     /// Computes the first `rows` rows, all written. Does not panic.
     fn run(&self, key: &Self::Key, buffer: &Self::Buffer, rows: usize) -> Self::Output;
+    /// Whether these rows take no longer than a thread may be kept that has other things to do.
+    fn is_short(&self, key: &Self::Key, rows: usize) -> bool;
     /// The memory of a batch is not used any more: neither read nor written through it. `full`:
     /// there was no room for another request.
     fn recycle(&self, buffer: &Self::Buffer, full: bool);
@@ -221,6 +223,9 @@ enum Leader {
     Nobody,
     /// A thread does, or a batch's callers are asked to.
     Somebody,
+    /// Whoever submitted something said that it will ([`Protocol::lead_promised`]). A caller who
+    /// comes first does so instead: nobody depends on a promise.
+    Promised,
     /// The worker is asked to.
     Worker,
 }
@@ -258,13 +263,13 @@ pub(crate) struct Protocol<W: Work> {
     /// Whoever closes waits until nothing is left.
     idle: Condvar,
     /// Callers that look before they sleep.
-    spinning: AtomicUsize,
+    looking: AtomicUsize,
     /// How many may: they take processors from those who have work.
-    max_spinning: usize,
+    max_looking: usize,
 }
 
 impl<W: Work> Protocol<W> {
-    pub(crate) fn new(work: W, limits: Limits, max_spinning: usize) -> Self {
+    pub(crate) fn new(work: W, limits: Limits, max_looking: usize) -> Self {
         let state = State {
             pending: Vec::new(),
             parked: VecDeque::new(),
@@ -283,8 +288,8 @@ impl<W: Work> Protocol<W> {
             due: Condvar::new(),
             worker: Condvar::new(),
             idle: Condvar::new(),
-            spinning: AtomicUsize::new(0),
-            max_spinning,
+            looking: AtomicUsize::new(0),
+            max_looking,
         }
     }
 
@@ -323,6 +328,10 @@ impl<W: Work> Protocol<W> {
         let mut state = self.state.lock();
         state.closed = true;
         self.due.notify_all();
+        if state.leader == Leader::Promised {
+            state.leader = Leader::Worker;
+            self.worker.notify_all();
+        }
         while drain && state.leader != Leader::Nobody {
             state = self.idle.wait(state);
         }
