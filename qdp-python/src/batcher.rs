@@ -14,6 +14,7 @@ use crate::options::{self, SpecArgs};
 use crate::state::StateBatch;
 use crate::turnstile;
 use parking_lot::Mutex;
+use pyo3::gc::{PyTraverseError, PyVisit};
 use pyo3::intern;
 use pyo3::prelude::*;
 use pyo3::types::PyDict;
@@ -371,9 +372,21 @@ impl BatcherCore {
         py.detach(|| self.batcher.close());
     }
 
+    fn __traverse__(&self, visit: PyVisit<'_>) -> Result<(), PyTraverseError> {
+        // Where a request has a loop's inbox, too, it is no garbage; nor is what somebody is at.
+        let Some(loops) = self.loops.try_lock() else { return Ok(()) };
+        let own = loops.iter().filter(|known| Arc::strong_count(known) == 1);
+        own.map(|known| &known.0).try_for_each(|inbox| visit.call(inbox))
+    }
+
+    fn __clear__(&self) {
+        let loops = std::mem::take(&mut *self.loops.lock());
+        drop(loops); // not under the lock
+    }
+
     /// What the batcher has done, by name.
     ///
-    /// `requests` encoded, in so many `batches`, and `batch_sizes`: by a power of two, how many
+    /// `requests` encoded (those that were alone whatever came of it), in so many `batches`, and `batch_sizes`: by a power of two, how many
     /// batches had at least as many samples and less than twice as many. `started_idle`,
     /// `started_next`, `started_delay`, `started_full` and `started_close`: how many batches were
     /// started as nothing was in flight, as the one before was over, as the oldest request had
@@ -468,6 +481,12 @@ impl Inbox {
 
 #[pymethods]
 impl Inbox {
+    fn __traverse__(&self, visit: PyVisit<'_>) -> Result<(), PyTraverseError> {
+        let Some(waiting) = self.waiting.try_lock() else { return Ok(()) };
+        visit.call(&self.event_loop)?;
+        waiting.futures.values().try_for_each(|future| visit.call(future))
+    }
+
     fn __call__(&self, py: Python<'_>) -> PyResult<()> {
         if self.leads.swap(false, Ordering::Relaxed)
             && let Some(batcher) = self.batcher.upgrade()

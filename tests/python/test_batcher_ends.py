@@ -225,6 +225,21 @@ class TestClose:
         gc.collect()
         assert [ref() for ref in kept] == [None] * len(kept)
 
+    def test_a_loop_that_knows_the_batcher_is_no_reason_to_keep_it(
+        self, engine: qdp.Engine
+    ) -> None:
+        def use() -> weakref.ref[Any]:
+            batcher = engine.batcher(N)
+            event_loop = asyncio.new_event_loop()
+            event_loop.set_exception_handler(lambda *_, own=batcher: own.close())
+            event_loop.run_until_complete(batcher.encode_async(samples(1)[0]))
+            event_loop.close()
+            return weakref.ref(batcher)
+
+        kept = use()
+        gc.collect()
+        assert kept() is None
+
     def test_dropped_with_requests_waiting(self, engine: qdp.Engine) -> None:
         async def main() -> Any:
             batcher = engine.batcher(N, max_delay_us=NEVER_US)

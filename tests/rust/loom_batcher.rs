@@ -144,6 +144,8 @@ impl Work for Copy {
         self.spare.lock().unwrap().push(std::sync::Arc::clone(buffer));
     }
 
+    fn discard(&self, _: Vec<usize>) {}
+
     fn deliver(&self, finished: Vec<Finished<Self>>) {
         let mut delivered = self.delivered.lock().unwrap();
         for Finished { listener, outcome } in finished {

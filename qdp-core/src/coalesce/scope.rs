@@ -4,10 +4,14 @@ use super::{CoalesceOptions, CoalesceStats, Coalescer};
 use crate::element::Element;
 use crate::encoding::EncodeSpec;
 use crate::engine::Engine;
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::input::Input;
 use crate::state::StateBatch;
 use std::marker::PhantomData;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+/// Scopes so far.
+static SCOPES: AtomicU64 = AtomicU64::new(0);
 
 impl Engine {
     /// Runs `body`, which hands in samples that live at least as long as this call, and encodes
@@ -52,11 +56,12 @@ impl Engine {
         body: impl FnOnce(&mut Scope<'env>) -> Result<R>,
     ) -> Result<(R, Coalesced)> {
         let coalescer = Coalescer::new(self.clone(), spec.clone(), options)?;
-        let mut scope = Scope { coalescer, data: PhantomData };
+        let number = SCOPES.fetch_add(1, Ordering::Relaxed);
+        let mut scope = Scope { coalescer, number, data: PhantomData };
         let value = body(&mut scope)?;
         let mut coalescer = scope.coalescer;
         coalescer.flush()?;
-        Ok((value, Coalesced { coalescer }))
+        Ok((value, Coalesced { coalescer, number }))
     }
 }
 
@@ -64,12 +69,15 @@ impl Engine {
 #[derive(Debug)]
 pub struct Scope<'env> {
     coalescer: Coalescer<()>,
+    /// Of all scopes, so that each knows its own handles.
+    number: u64,
     data: PhantomData<&'env [u8]>,
 }
 
 /// Names a request.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub struct Handle {
+    scope: u64,
     request: usize,
 }
 
@@ -112,7 +120,7 @@ impl<'env> Scope<'env> {
             let due = unsafe { self.coalescer.submit(&input, ()) };
             due.map_or(Ok(()), |reason| self.coalescer.flush_for(reason))?;
         }
-        Ok(Handle { request })
+        Ok(Handle { scope: self.number, request })
     }
 
     /// Encodes what waits.
@@ -130,6 +138,7 @@ impl<'env> Scope<'env> {
 pub struct Coalesced {
     // Nothing waits in it.
     coalescer: Coalescer<()>,
+    number: u64,
 }
 
 impl Coalesced {
@@ -137,8 +146,12 @@ impl Coalesced {
     ///
     /// # Errors
     ///
-    /// What is wrong with its samples.
+    /// What is wrong with its samples; [`Error::InvalidArgument`](crate::Error::InvalidArgument) for
+    /// the handle of another scope.
     pub fn result(&mut self, handle: Handle) -> Result<StateBatch> {
+        if handle.scope != self.number {
+            return Err(Error::invalid("handle", "one of this scope", "another scope's"));
+        }
         self.coalescer.result(handle.request)
     }
 

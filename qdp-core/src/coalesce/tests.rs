@@ -193,3 +193,19 @@ fn cancelled_requests_are_not_encoded() {
     drop(coalescer.take_spent());
     assert_eq!(Arc::strong_count(&values), 1);
 }
+
+#[test]
+fn a_handle_is_of_its_own_scope() {
+    let engine = Engine::open(Device::Cpu).unwrap();
+    let spec = EncodeSpec::new(Encoding::Amplitude, 1).unwrap();
+    let sample = [3.0, 4.0];
+    let run = || {
+        engine
+            .run_coalesced(&spec, CoalesceOptions::default(), |batch| batch.submit(&sample))
+            .unwrap()
+    };
+    let ((one, mut first), (other, mut second)) = (run(), run());
+    assert!(first.result(one).is_ok() && second.result(other).is_ok());
+    let refused = first.result(other).unwrap_err();
+    assert!(matches!(refused, Error::InvalidArgument { argument: "handle", .. }));
+}

@@ -191,6 +191,14 @@ impl Work for BatchWork {
         drop(oldest); // not under the lock: letting go of page-locked memory takes a while
     }
 
+    fn discard(&self, sources: Vec<Option<OwnedInput>>) {
+        let _inside = Inside::enter(self);
+        // The owners may be anybody's, and so may what their destructors do.
+        for source in sources {
+            let _ = catch_unwind(AssertUnwindSafe(|| drop(source)));
+        }
+    }
+
     fn deliver(&self, finished: Vec<Finished<Self>>) {
         let mut groups: Vec<(Arc<dyn Listener>, Vec<_>)> = Vec::new();
         for Finished { listener: Listening { listener, token }, outcome } in finished {

@@ -349,7 +349,7 @@ impl<W: Work> Protocol<W> {
         } else if batch.take_lead() {
             self.hand_over(&mut state, Leader::Worker);
         }
-        Self::unlock(state);
+        self.unlock(state);
         self.deliver(news);
         true
     }
@@ -366,7 +366,7 @@ impl<W: Work> Protocol<W> {
         state.waiting -= 1;
         ticket.set(Place::Ended(Failure::Cancelled));
         let news = self.grant(&mut state);
-        Self::unlock(state);
+        self.unlock(state);
         drop(left);
         self.deliver(news);
         true

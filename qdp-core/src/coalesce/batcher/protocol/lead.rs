@@ -32,7 +32,7 @@ impl<W: Work> Drop for Leading<'_, W> {
             let mut state = self.protocol.state.lock();
             state.busy = true;
             self.protocol.hand_over(&mut state, self.otherwise);
-            Protocol::unlock(state);
+            self.protocol.unlock(state);
         }
     }
 }
@@ -124,16 +124,16 @@ impl<W: Work> Protocol<W> {
             let Some(next) = first(&state.pending, |_| true).map(|index| &state.pending[index])
             else {
                 self.release(&mut state);
-                return Self::unlock(state);
+                return self.unlock(state);
             };
             if batches == 0 || !self.work.is_short(&next.batch.key, next.rows) {
                 state.leader = Leader::Worker;
                 self.worker.notify_all();
-                return Self::unlock(state);
+                return self.unlock(state);
             }
             batches -= 1;
             state.leader = Leader::Somebody;
-            Self::unlock(state);
+            self.unlock(state);
             // It has no deadline.
             let _ = self.lead_as(Leading::otherwise(self, Leader::Promised), None);
         }
@@ -146,7 +146,7 @@ impl<W: Work> Protocol<W> {
         loop {
             self.drop_abandoned(&mut state);
             if !state.spent.is_empty() {
-                Self::unlock(state);
+                self.unlock(state);
                 state = self.state.lock();
                 continue;
             }
@@ -165,7 +165,7 @@ impl<W: Work> Protocol<W> {
                 }
                 state.waiting -= pending.live;
                 let news = self.grant(&mut state);
-                Self::unlock(state);
+                self.unlock(state);
                 self.deliver(news);
                 return Next::Run(pending, now);
             }

@@ -63,6 +63,8 @@ pub(crate) trait Work: Send + Sync + Sized {
     /// The memory of a batch is not used any more: neither read nor written through it. `full`:
     /// there was no room for another request.
     fn recycle(&self, buffer: &Self::Buffer, full: bool);
+    /// Lets go of data that nobody will write. Does not panic.
+    fn discard(&self, sources: Vec<Self::Source>);
     /// Tells those who listen for requests, all of a batch, that they are done. Does not panic.
     fn deliver(&self, finished: Vec<Finished<Self>>);
 }
@@ -361,10 +363,12 @@ impl<W: Work> Protocol<W> {
     }
 
     /// Lets go of the lock, and then of what is dropped behind it.
-    fn unlock(mut state: MutexGuard<'_, State<W>>) {
+    fn unlock(&self, mut state: MutexGuard<'_, State<W>>) {
         let spent = std::mem::take(&mut state.spent);
         drop(state);
-        drop(spent);
+        if !spent.is_empty() {
+            self.work.discard(spent);
+        }
     }
 
     /// Never under the lock.

@@ -23,7 +23,8 @@ pub(crate) enum Reason {
 /// What a batcher has done since it was opened.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct BatcherStats {
-    /// Requests that were encoded, alone or in a batch.
+    /// Requests that were encoded, alone or in a batch. One that was alone counts whatever came of
+    /// it.
     pub requests: u64,
     /// Calls of the engine for them.
     pub batches: u64,
