@@ -3,7 +3,7 @@
 use crate::config::Config;
 use crate::cpu;
 use crate::cpu::memory::HostBuffer;
-use crate::cuda::{CudaBackend, Encoded, PinnedBuffer, RawStream};
+use crate::cuda::{CudaBackend, Encoded, PinnedBuffer, RawStream, Reading};
 use crate::element::{DType, Precision};
 use crate::encoding::EncodeSpec;
 use crate::error::{Error, Result};
@@ -501,6 +501,27 @@ impl Engine {
             Backend::Cpu => None,
             Backend::Cuda(cuda) => Some(cuda.pinned_buffer(bytes)),
         }
+    }
+
+    /// Encodes the first `batch` rows of page-locked memory on a CUDA device, whose values were
+    /// checked, and waits for nothing.
+    ///
+    /// # Safety
+    ///
+    /// Nobody writes the rows before what comes back says that they were read, nor frees them.
+    pub(crate) unsafe fn encode_checked(
+        &self,
+        plan: &EncodePlan,
+        rows: &PinnedBuffer,
+        batch: usize,
+    ) -> Option<Result<(StateBatch, Reading)>> {
+        let Backend::Cuda(cuda) = &self.shared.backend else { return None };
+        // SAFETY: passed on to the caller.
+        let encoded = unsafe { cuda.encode_checked(plan, rows, batch) };
+        let (precision, qubits) = (plan.precision(), plan.spec().num_qubits());
+        Some(encoded.map(|(states, reading)| {
+            (StateBatch::new(Storage::Device(states), precision, qubits, batch), reading)
+        }))
     }
 
     /// Keeps `owner` until everything that is enqueued on `stream` now is done: for device input

@@ -66,7 +66,11 @@ impl Encoded {
         Self { ticket: Some(ticket), captured: false }
     }
 
-    fn ready(self) -> Ready {
+    pub(super) fn ticket(self) -> Option<Ticket> {
+        self.ticket
+    }
+
+    pub(super) fn ready(self) -> Ready {
         self.ticket.filter(|_| !self.captured).map_or(Ready::Now, Ready::Encoded)
     }
 }
@@ -227,7 +231,7 @@ impl CudaBackend {
     }
 
     /// What every call does first: raise what is overdue, let go of what is done with.
-    fn start_call(&self) -> Result<()> {
+    pub(super) fn start_call(&self) -> Result<()> {
         if let Some(error) = self.context.take_drop_failure() {
             return Err(error);
         }
@@ -238,7 +242,7 @@ impl CudaBackend {
         Ok(())
     }
 
-    fn encode_to(
+    pub(super) fn encode_to(
         self: &Arc<Self>,
         plan: &EncodePlan,
         input: &Input<'_>,
@@ -448,7 +452,7 @@ impl CudaBackend {
     }
 
     /// Bytes of the result, refused before any work where they cannot fit.
-    fn result_bytes(&self, plan: &EncodePlan, batch: usize) -> Result<usize> {
+    pub(super) fn result_bytes(&self, plan: &EncodePlan, batch: usize) -> Result<usize> {
         const LOOK_FIRST: u128 = 256 << 20;
         let needed = plan.output_bytes(batch);
         if needed > LOOK_FIRST {
@@ -506,7 +510,7 @@ impl CudaBackend {
 
     /// Waits for the stream where a failed call would leave nothing else to say when the work is
     /// done that uses the caller's memory. Where this fails too, the device has stopped.
-    fn settle(&self, stream: RawStream) {
+    pub(super) fn settle(&self, stream: RawStream) {
         if let Err(error) = stream.synchronize(&self.context) {
             tracing::warn!(%error, "work in flight after an error could not be waited for");
         }

@@ -2,9 +2,11 @@
 
 use super::kernels::{CommonArgs, Kernels};
 use super::lanes::Call;
-use super::{CudaBackend, Encoded, PageLocked, PinnedBuffer, RawStream, Ticket};
+use super::{
+    CudaBackend, DeviceStates, Encoded, Event, PageLocked, PinnedBuffer, RawStream, Ticket,
+};
 use crate::element::DType;
-use crate::engine::Device;
+use crate::engine::{Device, EncodeOptions};
 use crate::error::Result;
 use crate::input::Input;
 use crate::interrupt::Interrupt;
@@ -16,6 +18,30 @@ use crate::pipeline::stats::{Counters, PipelineStats};
 use crate::plan::EncodePlan;
 use crate::trace;
 use std::sync::Arc;
+
+/// Host memory that an encode reads.
+pub(crate) struct Reading {
+    backend: Arc<CudaBackend>,
+    encoded: Encoded,
+}
+
+impl Reading {
+    /// Whether it was read. Where the device cannot say, it has stopped, and reads nothing any more.
+    pub(crate) fn is_over(&self) -> bool {
+        self.event().is_none_or(|event| event.query().unwrap_or(true))
+    }
+
+    /// Waits until it was read.
+    pub(crate) fn wait(&self) {
+        if let Some(Err(error)) = self.event().map(Event::synchronize) {
+            tracing::warn!(%error, "host memory that was being read could not be waited for");
+        }
+    }
+
+    fn event(&self) -> Option<&Event> {
+        self.encoded.ticket().and_then(|ticket| self.backend.event(ticket))
+    }
+}
 
 impl CudaBackend {
     /// Page-locked memory, for input that is collected where the device copies it from.
@@ -163,6 +189,40 @@ impl CudaBackend {
             return staging.scan(0..input.batch()).and(Err(error));
         }
         Ok(Encoded::of(ticket))
+    }
+
+    /// Encodes rows without gaps in page-locked memory, whose values were checked, on the engine's
+    /// own stream, and waits for nothing.
+    ///
+    /// # Safety
+    ///
+    /// Nobody writes the rows before what comes back says that they were read, nor frees them.
+    pub(crate) unsafe fn encode_checked(
+        self: &Arc<Self>,
+        plan: &EncodePlan,
+        rows: &PinnedBuffer,
+        batch: usize,
+    ) -> Result<(DeviceStates, Reading)> {
+        let (stream, features) = (self.stream(), plan.features());
+        let bytes = batch * features * plan.dtype().size();
+        self.start_call()?;
+        let output = self.allocate(self.result_bytes(plan, batch)?)?;
+        let values = self.allocate(bytes)?;
+        let enqueue = || {
+            // SAFETY: the caller's promise; the rest is told to wait where this fails.
+            unsafe { values.copy_from_host_async(0, rows, 0..bytes, stream)? };
+            let ptr = std::ptr::with_exposed_provenance::<u8>(values.ptr() as usize);
+            let strides = (features as isize, 1);
+            // SAFETY: the values are copied to that memory in the order of the stream.
+            let input = unsafe {
+                Input::from_raw(ptr, plan.dtype(), self.device(), (batch, features), strides)
+            };
+            let target = (output.ptr(), plan.spec().dim() as u64);
+            self.encode_to(plan, &input, target, stream, &EncodeOptions::default())
+        };
+        let encoded = enqueue().inspect_err(|_| self.settle(stream))?;
+        let reading = Reading { backend: Arc::clone(self), encoded };
+        Ok((DeviceStates::new(Arc::clone(self), output, encoded.ready(), None), reading))
     }
 
     /// Whether page-locked input has to be staged all the same: a long sample is written to the

@@ -56,6 +56,7 @@ pub use driver::{
     CaptureGuard, Driver, LiveObjects, REQUIRED_VERSION, begin_shutdown, live_objects, probe,
 };
 pub use event::Event;
+pub(crate) use host::Reading;
 pub use launch::{Dim3, LaunchOptions, launch, launch_with};
 pub use memory::DeviceBuffer;
 pub use module::{Function, Module};

@@ -1,16 +1,23 @@
 //! The memory of a batch's rows.
 
 use crate::cpu::memory::HostBuffer;
-use crate::cuda::PinnedBuffer;
+use crate::cuda::{PinnedBuffer, Reading};
 use crate::element::DType;
 use crate::encoding::Form;
+use crate::encoding::amplitude::MIN_NORM_SQUARED;
 use crate::engine::{Device, Engine};
 use crate::error::Result;
 use crate::input::Input;
 use crate::pipeline::plan::Piece;
 use crate::pipeline::stage::{Staging, link_dtype};
 use crate::plan::EncodePlan;
+use crate::state::StateBatch;
+use parking_lot::Mutex;
 use std::ops::Range;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+/// Sums of squares that are a norm's however they are rounded.
+const SURE: Range<f64> = 2.0 * MIN_NORM_SQUARED..f64::MAX / 2.0;
 
 /// Memory that threads fill side by side, each its own rows, and that one reads when all are done.
 pub(super) struct Rows {
@@ -18,6 +25,11 @@ pub(super) struct Rows {
     bytes: usize,
     /// What was wanted, whatever was to be had.
     pinned: bool,
+    /// Whether the device might refuse a value that was checked, as it is so near to a bound that
+    /// how it is rounded decides.
+    doubtful: AtomicBool,
+    /// The encode that reads the memory, after its batch is over.
+    reading: Mutex<Option<Reading>>,
 }
 
 enum Memory {
@@ -40,12 +52,55 @@ impl Rows {
             Some(buffer) => Memory::Pinned(buffer),
             None => Memory::Host(HostBuffer::new(bytes as u128)?),
         };
-        Ok(Self { memory, bytes, pinned })
+        Ok(Self {
+            memory,
+            bytes,
+            pinned,
+            doubtful: AtomicBool::new(false),
+            reading: Mutex::default(),
+        })
     }
 
     /// Whether [`Self::new`] would give one like this.
     pub(super) fn is_for(&self, bytes: usize, pinned: bool) -> bool {
         self.bytes == bytes && self.pinned == pinned
+    }
+
+    /// Whether nobody reads the memory any more.
+    pub(super) fn is_free(&self) -> bool {
+        self.reading.lock().as_ref().is_none_or(Reading::is_over)
+    }
+
+    /// Makes it free for another batch.
+    pub(super) fn reuse(&self) {
+        if let Some(reading) = self.reading.lock().take() {
+            reading.wait();
+        }
+        self.doubtful.store(false, Ordering::Relaxed);
+    }
+
+    /// Encodes the first `batch` rows where they lie, without waiting; `None` where they have to be
+    /// encoded as any host input is.
+    ///
+    /// # Safety
+    ///
+    /// Nobody writes the rows before the memory is free.
+    pub(super) unsafe fn encode(
+        &self,
+        engine: &Engine,
+        plan: &EncodePlan,
+        batch: usize,
+    ) -> Option<Result<StateBatch>> {
+        let Memory::Pinned(memory) = &self.memory else { return None };
+        if self.doubtful.load(Ordering::Relaxed) {
+            return None;
+        }
+        // SAFETY: the caller does not write them, and they are not freed while they are read.
+        let encoded = unsafe { engine.encode_checked(plan, memory, batch)? };
+        Some(encoded.map(|(states, reading)| {
+            *self.reading.lock() = Some(reading);
+            states
+        }))
     }
 
     fn is_pinned(&self) -> bool {
@@ -88,13 +143,23 @@ impl Rows {
     ) -> Result<()> {
         // SAFETY: the caller's promise.
         let target = unsafe { self.slice_mut(plan, rows) };
-        let (rows, columns) = (0..input.batch(), 0..input.features());
-        let piece = Piece { rows, columns, chunk: 0, offset: 0 };
-        let staged = Staging::unchanged(plan, input, self.is_pinned()).stage(&piece, target);
-        if staged.is_err() {
+        let staging = Staging::unchanged(plan, input, self.is_pinned());
+        let row_bytes = target.len().checked_div(input.batch()).unwrap_or(0);
+        let write = |row: usize, target: &mut [u8]| {
+            let columns = 0..input.features();
+            let piece = Piece { rows: row..row + 1, columns, chunk: 0, offset: 0 };
+            let sum = staging.stage(&piece, target)?;
+            if matches!(plan.form(), Form::Amplitude) && !SURE.contains(&sum) {
+                self.doubtful.store(true, Ordering::Relaxed);
+            }
+            Ok(())
+        };
+        let mut rows = target.chunks_exact_mut(row_bytes.max(1)).enumerate();
+        let written = rows.try_for_each(|(row, target)| write(row, target));
+        if written.is_err() {
             fill(plan, target);
         }
-        staged.map(drop)
+        written
     }
 
     /// Gives `rows` values that name a state.
@@ -120,6 +185,12 @@ impl Rows {
         // and lives as long as `self`; every bit pattern is a value of every element type; that
         // nobody writes them is the caller's promise.
         unsafe { Input::from_raw(self.as_ptr(), plan.dtype(), Device::Cpu, shape, strides) }
+    }
+}
+
+impl Drop for Rows {
+    fn drop(&mut self) {
+        self.reuse();
     }
 }
 

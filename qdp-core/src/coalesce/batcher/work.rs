@@ -27,6 +27,8 @@ const SHORT_BYTES: u128 = 8 << 20;
 
 /// Buffers that are kept for the next batches.
 const MAX_SPARE: usize = 8;
+/// Buffers of a size that may be in use at once: then one is waited for.
+const ENOUGH: usize = 4;
 
 /// Encodes batches.
 pub(super) struct BatchWork {
@@ -105,13 +107,18 @@ impl Work for BatchWork {
         let pinned = Rows::may_be_pinned(&self.engine, plan);
         let found = {
             let mut spare = self.spare.lock();
-            let index = spare.iter().position(|other| other.is_for(bytes, pinned));
+            let fit = |other: &Arc<Rows>| other.is_for(bytes, pinned);
+            let mut index = spare.iter().position(|other| fit(other) && other.is_free());
+            if index.is_none() && spare.iter().filter(|other| fit(other)).count() >= ENOUGH {
+                index = spare.iter().position(fit); // the oldest will be free first
+            }
             index.map(|index| spare.remove(index))
         };
         let buffer = match found {
             Some(buffer) => buffer,
             None => Arc::new(Rows::new(&self.engine, bytes, pinned)?),
         };
+        buffer.reuse();
         Ok((buffer, wanted))
     }
 
@@ -137,6 +144,12 @@ impl Work for BatchWork {
         let _inside = Inside::enter(self);
         let options =
             EncodeOptions { precision: Some(plan.precision()), ..EncodeOptions::default() };
+        // SAFETY: the protocol runs a batch once all of its rows are written, and it is recycled
+        // before they are written again, which waits until they were read.
+        let unwaited = catch(|| unsafe { buffer.encode(&self.engine, plan, rows) }.transpose());
+        if let Ok(Some(states)) = unwaited {
+            return Output { states: Ok(states), refused: [].into() };
+        }
         let encode = || {
             catch(|| {
                 // SAFETY: the protocol runs a batch once all of its rows are written, and nobody
