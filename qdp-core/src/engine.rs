@@ -7,6 +7,7 @@ use crate::cuda::{CudaBackend, Encoded, PinnedBuffer, RawStream, Reading};
 use crate::element::{DType, Precision};
 use crate::encoding::EncodeSpec;
 use crate::error::{Error, Result};
+use crate::graph::{Graph, GraphSpec, InputSpec};
 use crate::input::{Input, Output, OwnedInput};
 use crate::interrupt::Interrupt;
 use crate::pipeline::config::PipelineConfig;
@@ -492,6 +493,23 @@ impl Engine {
         match &self.shared.backend {
             Backend::Cpu => None,
             Backend::Cuda(cuda) => Some(cuda.stream()),
+        }
+    }
+
+    /// Captures encodes for replay, with values that are copied to the device once.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::InvalidArgument`] for sizes, inputs and names that cannot be, those of
+    /// [`Engine::plan`], [`Error::OutOfMemory`], [`Error::Driver`]. Nothing is left behind then.
+    pub fn capture(&self, spec: GraphSpec, constants: &[(InputSpec, Input<'_>)]) -> Result<Graph> {
+        Graph::capture(self, spec, constants)
+    }
+
+    pub(crate) fn cuda(&self) -> Option<&Arc<CudaBackend>> {
+        match &self.shared.backend {
+            Backend::Cpu => None,
+            Backend::Cuda(cuda) => Some(cuda),
         }
     }
 
