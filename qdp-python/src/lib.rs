@@ -15,6 +15,7 @@ mod engine;
 mod errors;
 mod exchange;
 mod future;
+mod graph;
 mod info;
 mod input;
 mod interrupt;
@@ -39,6 +40,8 @@ mod _qdp {
     use crate::coalesce::{Coalescer, Handle};
     #[pymodule_export]
     use crate::engine::Engine;
+    #[pymodule_export]
+    use crate::graph::{Graph, GraphInput, Replay};
     #[pymodule_export]
     use crate::info::device_info;
     #[pymodule_export]
