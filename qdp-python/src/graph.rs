@@ -30,7 +30,7 @@ const QUICK_BYTES: usize = 64 << 10;
 /// Threads may share it: their replays take turns.
 #[pyclass(frozen, module = "qdp", name = "Graph")]
 pub(crate) struct Graph {
-    graph: qdp_core::Graph,
+    captured: qdp_core::Graph,
     /// Whether a replay is one batch of states and nothing else.
     plain: bool,
     names: Vec<Py<PyString>>,
@@ -84,7 +84,7 @@ impl CaptureArgs<'_, '_> {
             .iter()
             .map(|(name, array)| Ok((intern(name), Py::new(py, GraphInput::new(array.clone()))?)));
         let constants = constants.collect::<PyResult<_>>()?;
-        Ok(Graph { graph, plain, names, constants })
+        Ok(Graph { captured: graph, plain, names, constants })
     }
 
     /// The encodings, of which each may have options of its own.
@@ -196,31 +196,31 @@ impl Graph {
     /// Batch sizes, ascending.
     #[getter]
     fn sizes<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyTuple>> {
-        PyTuple::new(py, self.graph.sizes())
+        PyTuple::new(py, self.captured.sizes())
     }
 
     /// Values per sample.
     #[getter]
     fn num_features(&self) -> usize {
-        self.graph.samples().1
+        self.captured.samples().1
     }
 
     /// Name of the samples' element type.
     #[getter]
     fn dtype(&self) -> String {
-        self.graph.samples().0.to_string()
+        self.captured.samples().0.to_string()
     }
 
     /// Where it encodes, `"cpu"` or `"cuda:N"`.
     #[getter]
     fn device(&self) -> String {
-        self.graph.engine().device().to_string()
+        self.captured.engine().device().to_string()
     }
 
     /// How many batches there is memory for at the moment; 0 on the CPU, which keeps none.
     #[getter]
     fn slots(&self, py: Python<'_>) -> usize {
-        py.detach(|| self.graph.slots())
+        py.detach(|| self.captured.slots())
     }
 
     /// Encode a batch: samples of the captured element type and number of features, shape
@@ -250,21 +250,21 @@ impl Graph {
         if let Some(samples) = plain_array(data) {
             return self.run(py, &samples, inputs, None);
         }
-        let mut imported = Data::import(data, self.graph.engine(), None)?;
+        let mut imported = Data::import(data, self.captured.engine(), None)?;
         if imported.layout.device != Device::Cpu && imported.layout.has_gaps() {
             // Whatever library's it is, a copy without gaps is its own to make, on its stream.
             let dense = data.call_method0(intern!(py, "contiguous")).map_err(|cause| {
                 let expected = "samples without gaps";
                 crate::errors::invalid_because(py, "data", expected, cause)
             })?;
-            imported = Data::import(&dense, self.graph.engine(), None)?;
+            imported = Data::import(&dense, self.captured.engine(), None)?;
         }
         let stream = imported.stream;
         let replayed = self.run(py, &imported.input(), inputs, stream);
         if let (Some(owner), Some(stream)) = (imported.into_device_owner(), stream) {
             // Where this fails, the owner is dropped: the context is broken, and nothing runs in
             // it any more.
-            let _ = self.graph.engine().keep_until_done(stream, owner);
+            let _ = self.captured.engine().keep_until_done(stream, owner);
         }
         replayed
     }
@@ -272,17 +272,18 @@ impl Graph {
     /// Give back the memory that no replay is using, and what the driver keeps for graphs. The next
     /// replay takes memory anew and updates its graph in place, which takes a while.
     fn trim(&self, py: Python<'_>) -> Result<()> {
-        Ok(py.detach(|| self.graph.trim())?)
+        Ok(py.detach(|| self.captured.trim())?)
     }
 
     fn __repr__(&self) -> String {
-        let names: Vec<&str> = self.graph.encodings().map(|spec| spec.encoding().name()).collect();
-        let qubits = self.graph.encodings().next().map_or(0, EncodeSpec::num_qubits);
-        let (dtype, features) = self.graph.samples();
+        let names: Vec<&str> =
+            self.captured.encodings().map(|spec| spec.encoding().name()).collect();
+        let qubits = self.captured.encodings().next().map_or(0, EncodeSpec::num_qubits);
+        let (dtype, features) = self.captured.samples();
         format!(
             "Graph(num_qubits={qubits}, encodings={names:?}, sizes={:?}, dtype={dtype}, \
              num_features={features}, device='{}')",
-            self.graph.sizes(),
+            self.captured.sizes(),
             self.device()
         )
     }
@@ -296,7 +297,7 @@ impl Graph {
         inputs: Option<&Bound<'py, PyDict>>,
         stream: Option<qdp_core::cuda::RawStream>,
     ) -> Result<Bound<'py, PyAny>> {
-        let given = inputs.map_or(0, |inputs| inputs.len());
+        let given = inputs.map_or(0, PyDictMethods::len);
         if given != self.names.len() {
             return Err(self.wrong_inputs(py, inputs));
         }
@@ -307,7 +308,7 @@ impl Graph {
         for name in &self.names {
             let value = inputs.map_or(Ok(None), |inputs| inputs.get_item(name))?;
             let Some(value) = value else { return Err(self.wrong_inputs(py, inputs)) };
-            others.push(Other::import(value, self.graph.engine())?);
+            others.push(Other::import(value, self.captured.engine())?);
         }
         let others: Vec<_> = others.iter().map(Other::input).collect();
         self.run_with(py, samples, &others, stream)
@@ -320,9 +321,9 @@ impl Graph {
         others: &[Input<'_>],
         stream: Option<qdp_core::cuda::RawStream>,
     ) -> Result<Bound<'py, PyAny>> {
-        let run = || self.graph.replay(samples, others, stream);
-        let on_gpu = self.graph.engine().device() != Device::Cpu;
-        let enqueues = on_gpu && samples.num_bytes() <= QUICK_BYTES && self.graph.is_idle();
+        let run = || self.captured.replay(samples, others, stream);
+        let on_gpu = self.captured.engine().device() != Device::Cpu;
+        let enqueues = on_gpu && samples.num_bytes() <= QUICK_BYTES && self.captured.is_idle();
         let mut replay = if enqueues { run() } else { py.detach(run) }?;
         if self.plain
             && let Some(state) = replay.states.pop()

@@ -124,7 +124,7 @@ impl Recording<'_> {
         let (ended, graph) = self.finish();
         std::mem::forget(self);
         verify("cuStreamEndCapture", ended)?;
-        graph.ok_or_else(|| Error::Capturing {
+        graph.ok_or(Error::Capturing {
             call: "ending a capture",
             hint: "the stream was captured by somebody else meanwhile",
         })

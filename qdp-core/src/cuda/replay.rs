@@ -118,7 +118,7 @@ impl Replayer {
     fn source(&self, input: &Input<'_>, stream: Option<RawStream>) -> Result<Launch> {
         match input.device() {
             Device::Cpu => Ok(Launch::Own),
-            device if device == self.backend.device() => {
+            device @ Device::Cuda(_) if device == self.backend.device() => {
                 let stream = stream.unwrap_or(self.backend.stream());
                 if stream.is_capturing(&self.backend.context)? {
                     let hint = "encode in the capture itself, with out= or a torch tensor";
@@ -130,7 +130,7 @@ impl Replayer {
                 }
                 Ok(Launch::On(stream))
             }
-            device => Err(Error::DeviceMismatch {
+            device @ Device::Cuda(_) => Err(Error::DeviceMismatch {
                 argument: "data",
                 expected: format!("{} or the host", self.backend.device()),
                 got: device.to_string(),
