@@ -53,11 +53,12 @@ class Line:
 
     ``of limit``: at least ``value`` of the rate that this run's limits allow; ``of one extra
     pass``: at least ``value`` of the rate at which the states could be written, read and written
-    again; ``us``: at most ``value`` microseconds; ``us to enqueue``: as many from call to enqueued; ``launches``: at most ``value`` times a bare
-    ``cuLaunchKernel``; ``of h2d``: source bytes at ``value`` or more of the rate of a pinned
-    upload; ``idle calls, median`` and ``p99``: the latency of one request at most ``value`` times
-    the median latency of ``qdp alone``; ``x NAME``: at least ``value`` times as fast as that
-    contender; ``x torch graphs``: as the fastest of torch's graphs.
+    again; ``us``: at most ``value`` microseconds; ``us to enqueue``: as many from call to enqueued;
+    ``launches``: at most ``value`` times a bare ``cuLaunchKernel``; ``of h2d``: source bytes at
+    ``value`` or more of the rate of a pinned upload; ``idle calls, median`` and ``p99``: the
+    latency of one request at most ``value`` times the median latency of ``qdp alone``; ``x NAME``:
+    at least ``value`` times as fast as that contender; ``x torch graphs``: as the fastest of
+    torch's graphs.
     """
 
     contender: str
