@@ -200,7 +200,7 @@ class TestValidation:
             ((8, "angle", [4, -1]), {}, qdp.InvalidArgumentError, "batch_size"),
             ((8, "angle", 1.5), {}, qdp.InvalidArgumentError, "batch_size"),
             ((8, "angle", 2**62), {}, qdp.InvalidArgumentError, "batch_size"),
-            ((8, [], 4), {}, qdp.InvalidArgumentError, "encodings"),
+            ((8, [], 4), {}, qdp.InvalidArgumentError, "encoding"),
             ((8, [3], 4), {}, qdp.InvalidArgumentError, "encoding"),
             ((8, [("zz", {"rep": 2})], 4), {}, qdp.InvalidArgumentError, "encoding"),
             ((8, "angle", 4), {"input": "float33"}, qdp.InvalidArgumentError, "input"),

@@ -106,7 +106,7 @@ impl Graph {
         constants: &[(InputSpec, Input<'_>)],
     ) -> Result<Self> {
         let Some(first) = spec.encodings.first() else {
-            return Err(Error::invalid("encodings", "at least one", "none"));
+            return Err(Error::invalid("encoding", "at least one", "none"));
         };
         let features = spec.features.unwrap_or_else(|| first.num_features());
         // SAFETY: a plan asks for the shape and looks at no value.
