@@ -104,11 +104,7 @@ impl CaptureArgs<'_, '_> {
             let known = ["rotation", "reps", "entanglement", "convention"];
             for name in given.keys() {
                 if !known.contains(&name.extract::<String>()?.as_str()) {
-                    return Err(options::invalid(
-                        "encodings",
-                        &format!("options {known:?}"),
-                        &name,
-                    ));
+                    return Err(options::invalid("encoding", &format!("options {known:?}"), &name));
                 }
             }
             let option = |name| given.get_item(name);

@@ -236,8 +236,8 @@ impl Executable {
 
 impl Drop for Executable {
     fn drop(&mut self) {
-        // SAFETY: made by `instantiate`, destroyed only here. Whoever launched it has waited, or
-        // keeps what the launch needs.
+        // SAFETY: made by `instantiate`, destroyed only here. A launch in flight runs to its end: the
+        // driver frees the executable behind it.
         self.graph.context.in_drop("cuGraphExecDestroy", || unsafe {
             sys::cuGraphExecDestroy(self.handle.raw())
         });

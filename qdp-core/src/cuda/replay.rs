@@ -15,8 +15,8 @@ use super::board::Ticket;
 use super::kernels::{CommonArgs, Held, Kernels};
 use super::states::Ready;
 use super::{
-    Context, CudaBackend, DeviceBuffer, DeviceStates, Event, Executable, Graph, PinnedBuffer,
-    RawStream, Stream, graph,
+    CudaBackend, DeviceBuffer, DeviceStates, Event, Executable, Graph, PinnedBuffer, RawStream,
+    Stream, graph,
 };
 use crate::element::DType;
 use crate::engine::Device;
@@ -322,15 +322,6 @@ impl Slot {
     }
 }
 
-impl Drop for Slot {
-    fn drop(&mut self) {
-        // An executable in flight is not to be destroyed.
-        if let Some(memory) = &self.memory {
-            memory.wait_in_drop();
-        }
-    }
-}
-
 /// What one encoding of a batch works on.
 struct Branch {
     ticket: Ticket,
@@ -404,13 +395,6 @@ impl Memory {
     /// Waits for the last replay.
     fn wait(&self) -> Result<()> {
         self.events().try_for_each(Event::synchronize)
-    }
-
-    fn wait_in_drop(&self) {
-        let context: &Context = &self.backend.context;
-        if let Err(error) = context.undeterred(|| self.wait()) {
-            context.record_drop_failure(error);
-        }
     }
 
     /// Numbers the next replay.
@@ -528,7 +512,10 @@ impl Memory {
 impl Drop for Memory {
     fn drop(&mut self) {
         // Host memory is not freed in the order of any stream, and a lent slot goes to others.
-        self.wait_in_drop();
+        let context = &self.backend.context;
+        if let Err(error) = context.undeterred(|| self.wait()) {
+            context.record_drop_failure(error);
+        }
         for branch in &self.branches {
             self.backend.board.take_back(branch.ticket);
         }

@@ -361,7 +361,7 @@ mod tests {
                 (vec![angle.clone()], f64::INFINITY, bad),
             ] {
                 let layout = Layout::new(plans, vec![rows], Vec::new()).unwrap();
-                let mut x = vec![1.0; 3 * rows];
+                let mut x = vec![1.0_f64; 3 * rows];
                 let mut target = vec![0; layout.bytes(rows)];
                 layout.stage(&Input::rows(&x, 3).unwrap(), &mut target).unwrap();
                 assert_eq!(target, x.iter().flat_map(|x| x.to_ne_bytes()).collect::<Vec<_>>());
