@@ -30,7 +30,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 #[derive(Debug)]
 pub struct PreparedPlan {
     /// How often each pair is coupled, for a diagonal form.
-    multiplicity: Option<Arc<DeviceBuffer>>,
+    pub(super) multiplicity: Option<Arc<DeviceBuffer>>,
 }
 
 /// What captured encodes touch: never dropped.
@@ -82,7 +82,7 @@ pub(crate) struct CudaBackend {
     pub(super) board: Board,
     /// By their contents. They stay, as encodes in flight on any stream read them.
     multiplicities: Mutex<HashMap<Vec<u8>, Arc<DeviceBuffer>>>,
-    kernels: Kernels,
+    pub(super) kernels: Kernels,
     pub(super) pool: Arc<Pool>,
     stream: Arc<Stream>,
     pub(super) context: Arc<Context>,
@@ -227,7 +227,7 @@ impl CudaBackend {
     }
 
     /// What every call does first: raise what is overdue, let go of what is done with.
-    fn start_call(&self) -> Result<()> {
+    pub(super) fn start_call(&self) -> Result<()> {
         if let Some(error) = self.context.take_drop_failure() {
             return Err(error);
         }
@@ -390,17 +390,26 @@ impl CudaBackend {
         let launched = unsafe { self.kernels.enqueue(plan, args, held, to) };
         if captured {
             // Also where a later launch failed: the graph may hold an earlier one.
-            CAPTURED.lock().push(Captured {
-                _backend: Arc::clone(self),
-                _workspace: [workspace, rows],
-                _multiplicity: prepared.multiplicity.clone(),
-            });
+            self.keep_captured([workspace, rows], prepared);
         }
         launched
     }
 
+    /// Keeps what a captured launch touches.
+    pub(super) fn keep_captured(
+        self: &Arc<Self>,
+        workspace: [Option<DeviceBuffer>; 2],
+        prepared: &PreparedPlan,
+    ) {
+        CAPTURED.lock().push(Captured {
+            _backend: Arc::clone(self),
+            _workspace: workspace,
+            _multiplicity: prepared.multiplicity.clone(),
+        });
+    }
+
     /// Memory for an encode on `stream`, or for the replays of one that is captured.
-    fn working_memory(
+    pub(super) fn working_memory(
         &self,
         bytes: usize,
         captured: bool,
@@ -418,7 +427,7 @@ impl CudaBackend {
         Ok(Some(buffer))
     }
 
-    fn prepare<'a>(&self, plan: &'a EncodePlan) -> Result<&'a PreparedPlan> {
+    pub(super) fn prepare<'a>(&self, plan: &'a EncodePlan) -> Result<&'a PreparedPlan> {
         if let Some(prepared) = plan.cuda.get() {
             return Ok(prepared);
         }
