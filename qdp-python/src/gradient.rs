@@ -87,7 +87,7 @@ pub(crate) fn encode_backward<'py>(
         let gradient = Gradient::from_raw(ptr, dtype, layout.device, layout.shape, stride);
         (data.layout.input(), cotangent.layout.input(), gradient)
     };
-    let run = || engine.backward(&input, &spec, &cotangent, &mut gradient, &options);
+    let mut run = || engine.backward(&input, &spec, &cotangent, &mut gradient, &options);
     // As for an encode: enqueueing is over sooner than the GIL would be given up and taken back.
     if device == Device::Cpu {
         py.detach(run)?

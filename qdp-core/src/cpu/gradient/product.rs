@@ -157,8 +157,8 @@ where
         for (p, by_high) in by_high.chunks_mut((PIECE / len).max(1)).enumerate() {
             let first = first + p * PIECE;
             let g = contiguous(g.range(first..first + by_high.len() * len), &mut memory);
-            let high = &self.high[first / len..];
-            contract_piece(g, (self.low, self.turned, high), &mut sums, by_high);
+            let tables = Tables { high: &self.high[first / len..], ..*self };
+            contract_piece(g, tables, &mut sums, by_high);
             for ((by_low, a), b) in by_low.iter_mut().zip(&mut sums.0).zip(&mut sums.1) {
                 let [re, im, re_b, im_b] = [a.re, a.im, b.re, b.im].map(to_f64);
                 *by_low += Complex::new(re + im_b, re_b - im);
@@ -177,7 +177,7 @@ type Sums<R> = (Vec<Complex<R>>, Vec<Complex<R>>);
 #[multiversion(targets("x86_64+avx2+fma"))]
 fn contract_piece<R: Real>(
     g: &[Complex<R>],
-    (low, turned, high): (&[Complex<R>], &[Complex<R>], &[Complex<R>]),
+    Tables { low, turned, high }: Tables<'_, R>,
     sums: &mut Sums<R>,
     by_high: &mut [Complex<f64>],
 ) {
