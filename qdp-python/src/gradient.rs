@@ -89,11 +89,8 @@ pub(crate) fn encode_backward<'py>(
     };
     let mut run = || engine.backward(&input, &spec, &cotangent, &mut gradient, &options);
     // As for an encode: enqueueing is over sooner than the GIL would be given up and taken back.
-    if device == Device::Cpu {
-        py.detach(run)?
-    } else {
-        run()?
-    }
+    let done = if device == Device::Cpu { py.detach(run) } else { run() };
+    done?;
     Ok(out)
 }
 

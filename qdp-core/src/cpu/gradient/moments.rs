@@ -97,15 +97,16 @@ mod tests {
             };
             second_moments(&mut values.clone(), 2, &mut slopes);
             assert!((total - sum(0)).abs() < 1e-9);
-            for k in 0..n {
-                assert!((singles[k] - sum(1 << k)).abs() < 1e-9, "n={n} k={k}");
+            for (k, single) in singles.iter().enumerate() {
+                assert!((single - sum(1 << k)).abs() < 1e-9, "n={n} k={k}");
                 for j in 0..k {
                     let got = slopes.pairs[pair_index(n + 2, j + 2, k + 2)];
                     assert!((got - sum(1 << j | 1 << k)).abs() < 1e-9, "n={n} j={j} k={k}");
                 }
             }
-            let (mut twice, mut columns) = (Vec::new(), vec![f64::NAN; 2 * n]);
-            values.iter().for_each(|&value| twice.extend([value, -2.0 * value]));
+            let mut twice: Vec<f64> =
+                values.iter().flat_map(|&value| [value, -2.0 * value]).collect();
+            let mut columns = vec![f64::NAN; 2 * n];
             column_moments(&mut twice, 2, &mut columns);
             assert!((twice[0] - sum(0)).abs() + (twice[1] + 2.0 * sum(0)).abs() < 1e-9);
             for k in 0..n {

@@ -313,7 +313,7 @@ mod tests {
                             others.map(|j| factors[j][i >> j & 1]).product();
                         want[i >> k & 1] += g.conj() * product;
                     }
-                    let scale = want.map(|z| z.norm()).iter().sum::<f64>().max(1.0);
+                    let scale = want.map(Complex::norm).iter().sum::<f64>().max(1.0);
                     for (&got, &want) in reals(&got[k]).iter().zip(reals(&want)) {
                         assert!((got - want).abs() < 1e-11 * scale, "n={n} k={k}");
                     }

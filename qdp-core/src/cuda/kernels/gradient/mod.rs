@@ -1,6 +1,9 @@
 //! Launches of the gradients: of a loss by the features, given its gradient by the states.
 
-use super::{CommonArgs, Held, LaunchStream};
+mod amplitude;
+mod product;
+
+use super::{CommonArgs, Held, LaunchStream, Loader};
 use crate::encoding::Form;
 use crate::error::{Error, Result};
 use crate::gradient::{Gradient, no_gradient_of};
@@ -47,17 +50,31 @@ impl GradientArgs {
 }
 
 /// The gradients' kernels.
-pub(super) struct Kernels {}
+pub(super) struct Kernels {
+    amplitude: amplitude::Kernels,
+    product: product::Kernels,
+}
+
+impl Kernels {
+    pub(super) fn load(loader: &Loader<'_>) -> Result<Self> {
+        Ok(Self {
+            amplitude: amplitude::Kernels::load(loader)?,
+            product: product::Kernels::load(loader)?,
+        })
+    }
+}
 
 impl super::Kernels {
     /// Bytes of device memory that a gradient needs beside its arrays.
     pub(in crate::cuda) fn gradient_workspace_bytes(
-        &self,
         plan: &EncodePlan,
         args: &GradientArgs,
     ) -> usize {
-        let _ = (&self.gradient, plan, args);
-        0
+        match plan.form() {
+            Form::Amplitude => amplitude::Kernels::workspace_bytes(plan.precision(), args),
+            Form::Product(_) => product::Kernels::workspace_bytes(plan.precision(), args),
+            Form::Diagonal(_) | Form::Basis => 0,
+        }
     }
 
     /// Enqueues the launches that write the gradient of the plan's form.
@@ -77,10 +94,19 @@ impl super::Kernels {
         held: Held,
         stream: LaunchStream,
     ) -> Result<()> {
-        let _ = (args, held, stream);
-        match plan.form() {
-            Form::Basis => Err(no_gradient_of(plan.spec())),
-            _ => Err(not_yet(plan)),
+        let (kernels, precision) = (&self.gradient, plan.precision());
+        // SAFETY: passed on to the caller.
+        unsafe {
+            match plan.form() {
+                Form::Amplitude => {
+                    kernels.amplitude.enqueue(precision, args, held.workspace, stream)
+                }
+                Form::Product(product) => {
+                    kernels.product.enqueue(product, precision, args, held.workspace, stream)
+                }
+                Form::Diagonal(_) => Err(not_yet(plan)),
+                Form::Basis => Err(no_gradient_of(plan.spec())),
+            }
         }
     }
 }
