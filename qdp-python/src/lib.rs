@@ -1,7 +1,8 @@
 //! QDP's Python module: engines, states, and arrays of every kind in and out.
 //!
 //! Only glue: what an argument means (`options`, `pipeline`), where an array's values lie (`input`,
-//! `output`, `layout`, `arrow`, `exchange`), how states leave (`state`, `dlpack`, `future`), who shares
+//! `output`, `layout`, `arrow`, `exchange`), how states leave (`state`, `dlpack`, `future`), what
+//! torch differentiates (`gradient`), who shares
 //! batches (`batcher`), what a
 //! signal does (`interrupt`) and which exception a failure is (`errors`). Everything that computes
 //! or waits is the core's, and runs without the GIL.
@@ -15,6 +16,7 @@ mod engine;
 mod errors;
 mod exchange;
 mod future;
+mod gradient;
 mod graph;
 mod info;
 mod input;
@@ -40,6 +42,8 @@ mod _qdp {
     use crate::coalesce::{Coalescer, Handle};
     #[pymodule_export]
     use crate::engine::Engine;
+    #[pymodule_export]
+    use crate::gradient::encode_backward;
     #[pymodule_export]
     use crate::graph::{Graph, GraphInput, Replay};
     #[pymodule_export]

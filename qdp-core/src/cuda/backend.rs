@@ -394,17 +394,26 @@ impl CudaBackend {
         let launched = unsafe { self.kernels.enqueue(plan, args, held, to) };
         if captured {
             // Also where a later launch failed: the graph may hold an earlier one.
-            CAPTURED.lock().push(Captured {
-                _backend: Arc::clone(self),
-                _workspace: [workspace, rows],
-                _multiplicity: prepared.multiplicity.clone(),
-            });
+            self.keep_captured([workspace, rows], prepared);
         }
         launched
     }
 
+    /// Keeps what a captured launch touches.
+    pub(super) fn keep_captured(
+        self: &Arc<Self>,
+        workspace: [Option<DeviceBuffer>; 2],
+        prepared: &PreparedPlan,
+    ) {
+        CAPTURED.lock().push(Captured {
+            _backend: Arc::clone(self),
+            _workspace: workspace,
+            _multiplicity: prepared.multiplicity.clone(),
+        });
+    }
+
     /// Memory for an encode on `stream`, or for the replays of one that is captured.
-    fn working_memory(
+    pub(super) fn working_memory(
         &self,
         bytes: usize,
         captured: bool,

@@ -28,6 +28,7 @@
 //! a test build (the feature `fault-injection`) can make any one of them fail.
 
 mod backend;
+mod backward;
 mod board;
 mod context;
 mod driver;

@@ -32,6 +32,7 @@ __all__ = [
     "check",
     "device_info",
     "encode",
+    "encode_backward",
     "pin",
 ]
 
@@ -543,6 +544,38 @@ def encode(
     allocator.
 
     See :meth:`qdp.Engine.encode` for the other arguments.
+    """
+
+def encode_backward(
+    grad: Tensor,
+    x: Tensor,
+    num_qubits: int,
+    encoding: str = "amplitude",
+    *,
+    rotation: Literal["x", "y", "z"] | None = None,
+    reps: int | None = None,
+    entanglement: Entanglement | None = None,
+    convention: Convention = "qdp",
+    out: Tensor | None = None,
+) -> Any:
+    """The gradient of a loss by a tensor, given its gradient by the states that encoding it gives.
+
+    ``grad`` has shape ``(batch, 2**num_qubits)`` and dtype complex64 or complex128, which is also
+    the precision of the computation: as torch's gradients of complex tensors,
+    ``dL/d(real part) + i dL/d(imaginary part)``. ``x`` is what was encoded, shape ``(features,)``
+    or ``(batch, features)``, of a floating dtype. The result is ``out``, or new, with the shape,
+    dtype and device of ``x``; a complex ``x`` has a complex gradient of the same kind. All are
+    tensors on one device and may have any strides; the rows of ``out`` are without gaps. On CUDA
+    the work is enqueued on torch's current stream and nothing waits; the call is legal inside
+    ``torch.cuda.graph`` capture.
+
+    A sample that has no state (a value that is not finite, or a norm of zero) gets a gradient of
+    NaN.
+
+    Raises :class:`qdp.InvalidArgumentError` for ``"basis"``, which has no gradient, and for tensors
+    that require one; :class:`qdp.DTypeError` for integers and for a ``grad`` that is not complex;
+    :class:`qdp.ShapeError`, :class:`qdp.FeatureCountError` and :class:`qdp.DeviceMismatchError`
+    for tensors that do not belong together. See :meth:`qdp.Engine.encode` for the other arguments.
     """
 
 def device_info() -> dict[str, Any]: ...
