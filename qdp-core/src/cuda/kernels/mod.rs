@@ -58,7 +58,7 @@ impl Kernels {
             product: product::Kernels::load(&loader)?,
             diagonal: diagonal::Kernels::load(&loader)?,
             gather: gather::Kernels::load(&loader)?,
-            gradient: gradient::Kernels {},
+            gradient: gradient::Kernels::load(&loader)?,
             split: split::Kernels::load(&loader)?,
             overlap: context.compute_capability().0 >= 9
                 && loader.function("qdp_basis_c64")?.ptx_version()? >= 90,

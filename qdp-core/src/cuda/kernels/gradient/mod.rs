@@ -1,6 +1,8 @@
 //! Launches of the gradients: of a loss by the features, given its gradient by the states.
 
-use super::{CommonArgs, Held, LaunchStream};
+mod diagonal;
+
+use super::{CommonArgs, Held, LaunchStream, Loader};
 use crate::encoding::Form;
 use crate::error::{Error, Result};
 use crate::gradient::{Gradient, no_gradient_of};
@@ -8,7 +10,7 @@ use crate::input::Input;
 use crate::plan::EncodePlan;
 
 /// Where a cotangent lies. Mirrors `qdp::Cotangent` in qdp-kernels/cuda/gradient.cuh.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone, Copy, Default)]
 #[repr(C)]
 pub(super) struct Cotangent {
     pub(super) values: u64,
@@ -47,7 +49,15 @@ impl GradientArgs {
 }
 
 /// The gradients' kernels.
-pub(super) struct Kernels {}
+pub(super) struct Kernels {
+    diagonal: diagonal::Kernels,
+}
+
+impl Kernels {
+    pub(super) fn load(loader: &Loader<'_>) -> Result<Self> {
+        Ok(Self { diagonal: diagonal::Kernels::load(loader)? })
+    }
+}
 
 impl super::Kernels {
     /// Bytes of device memory that a gradient needs beside its arrays.
@@ -56,8 +66,12 @@ impl super::Kernels {
         plan: &EncodePlan,
         args: &GradientArgs,
     ) -> usize {
-        let _ = (&self.gradient, plan, args);
-        0
+        match plan.form() {
+            Form::Diagonal(diagonal) => {
+                self.gradient.diagonal.workspace_bytes(diagonal, plan.precision(), &args.common)
+            }
+            _ => 0,
+        }
     }
 
     /// Enqueues the launches that write the gradient of the plan's form.
@@ -77,9 +91,22 @@ impl super::Kernels {
         held: Held,
         stream: LaunchStream,
     ) -> Result<()> {
-        let _ = (args, held, stream);
         match plan.form() {
             Form::Basis => Err(no_gradient_of(plan.spec())),
+            Form::Diagonal(diagonal) => {
+                let types = (plan.dtype(), plan.precision());
+                // SAFETY: passed on to the caller.
+                unsafe {
+                    self.gradient.diagonal.enqueue(
+                        &self.diagonal,
+                        diagonal,
+                        types,
+                        args,
+                        held,
+                        stream,
+                    )
+                }
+            }
             _ => Err(not_yet(plan)),
         }
     }
