@@ -1,17 +1,18 @@
 //! Launches of the gradients: of a loss by the features, given its gradient by the states.
 
 mod amplitude;
+mod diagonal;
 mod product;
 
 use super::{CommonArgs, Held, LaunchStream, Loader};
 use crate::encoding::Form;
-use crate::error::{Error, Result};
+use crate::error::Result;
 use crate::gradient::{Gradient, no_gradient_of};
 use crate::input::Input;
 use crate::plan::EncodePlan;
 
 /// Where a cotangent lies. Mirrors `qdp::Cotangent` in qdp-kernels/cuda/gradient.cuh.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone, Copy, Default)]
 #[repr(C)]
 pub(super) struct Cotangent {
     pub(super) values: u64,
@@ -52,6 +53,7 @@ impl GradientArgs {
 /// The gradients' kernels.
 pub(super) struct Kernels {
     amplitude: amplitude::Kernels,
+    diagonal: diagonal::Kernels,
     product: product::Kernels,
 }
 
@@ -59,6 +61,7 @@ impl Kernels {
     pub(super) fn load(loader: &Loader<'_>) -> Result<Self> {
         Ok(Self {
             amplitude: amplitude::Kernels::load(loader)?,
+            diagonal: diagonal::Kernels::load(loader)?,
             product: product::Kernels::load(loader)?,
         })
     }
@@ -67,13 +70,17 @@ impl Kernels {
 impl super::Kernels {
     /// Bytes of device memory that a gradient needs beside its arrays.
     pub(in crate::cuda) fn gradient_workspace_bytes(
+        &self,
         plan: &EncodePlan,
         args: &GradientArgs,
     ) -> usize {
         match plan.form() {
             Form::Amplitude => amplitude::Kernels::workspace_bytes(plan.precision(), args),
             Form::Product(_) => product::Kernels::workspace_bytes(plan.precision(), args),
-            Form::Diagonal(_) | Form::Basis => 0,
+            Form::Diagonal(diagonal) => {
+                self.gradient.diagonal.workspace_bytes(diagonal, plan.precision(), &args.common)
+            }
+            Form::Basis => 0,
         }
     }
 
@@ -104,15 +111,13 @@ impl super::Kernels {
                 Form::Product(product) => {
                     kernels.product.enqueue(product, precision, args, held.workspace, stream)
                 }
-                Form::Diagonal(_) => Err(not_yet(plan)),
+                Form::Diagonal(diagonal) => {
+                    let types = (plan.dtype(), precision);
+                    let forward = &self.diagonal;
+                    kernels.diagonal.enqueue(forward, diagonal, types, args, held, stream)
+                }
                 Form::Basis => Err(no_gradient_of(plan.spec())),
             }
         }
     }
-}
-
-/// The error for a form whose gradient no kernel writes yet.
-fn not_yet(plan: &EncodePlan) -> Error {
-    let name = plan.spec().encoding().name();
-    Error::invalid("encoding", "one whose gradient CUDA devices support", format!("{name:?}"))
 }
