@@ -8,6 +8,7 @@ from dataclasses import replace
 from functools import cache
 from typing import TYPE_CHECKING, Any
 
+import _graphs
 import numpy as np
 import qdp
 import qdp.torch
@@ -40,6 +41,7 @@ NAMES = (
     "qdp plan out",
     "qdp pinned",
     "qdp stream",
+    *_graphs.QDP,
     "direct",
     "torch stack only",
     "torch stack",
@@ -47,6 +49,7 @@ NAMES = (
     "torch pinned",
     "torch.compile",
     "torch graph",
+    *_graphs.TORCH,
     "qumat-qdp stack",
     "qumat-qdp",
     "pennylane",
@@ -61,6 +64,8 @@ def build(name: str, row: Row, device: str, first: Any) -> Call:
     """The call of contender ``name``; ``first`` is the first of the row's inputs."""
     if device == "cpu" and (name in PINNED or name == "direct"):
         raise UnavailableError("no GPU to copy to")
+    if row.kind == "replays":
+        return _graphs.build(name, row, device, first)
     if row.callers:
         return Callers(name, row, device)
     if name.endswith(" stack"):

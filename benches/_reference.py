@@ -128,6 +128,8 @@ def _samples(row: Row, data: Any) -> torch.Tensor:
         return torch.from_numpy(np.stack([vectors[-1] for vectors in data]))
     if row.looped:
         return torch.from_numpy(data[-1])
+    if row.kind == "replays":
+        return torch.from_numpy(data["x"])
     return data if isinstance(data, torch.Tensor) else torch.from_numpy(data)
 
 

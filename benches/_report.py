@@ -48,6 +48,9 @@ def markdown(record: Record) -> str:
             parts += _host(rows, record["limits"]["h2d"])
         elif table == "coalesce":
             parts += _coalesce(rows)
+        elif table == "graphs":
+            parts += _times(rows)
+            parts += _enqueued(rows)
         else:
             parts += _times(rows)
     return "\n\n".join(parts)
@@ -252,6 +255,25 @@ def _times(rows: list[Record]) -> Iterator[str]:
     if rows:
         yield _table(times)
         yield _table(ratios)
+
+
+def _enqueued(rows: list[Record]) -> Iterator[str]:
+    """Microseconds from call to enqueued, and how many times as fast as torch's fastest graph."""
+    names = _names(rows)
+    table = [["us from call to enqueued", *names, "x torch's fastest", "lines"]]
+    for row in rows:
+        times = {name: row["times"][name]["enqueue_s"] for name in names if name in row["times"]}
+        torch = [_median(row, name) for name in names if name.startswith("torch graph")]
+        fastest = min((median for median in torch if median), default=None)
+        own = _median(row, "qdp graph pinned")
+        ratio = f"{fastest / own:.1f}" if fastest and own else ""
+        lines = ", ".join(
+            f"{line['line']:.0f} {line['unit']}" + ("" if line["holds"] else MISSED)
+            for line in row["lines"]
+        )
+        table.append([row["name"], *(_us(times.get(name)) for name in names), ratio, lines])
+    if rows:
+        yield _table(table)
 
 
 def _names(rows: list[Record]) -> list[str]:

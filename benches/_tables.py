@@ -5,13 +5,14 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 import torch
+from _graphs import NAMES as GRAPHS
 from _workloads import Line, Row
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-TABLES = ("bulk", "small", "latency", "host", "coalesce", "cpu")
-GPU_TABLES = ("bulk", "small", "latency", "host", "coalesce")
+TABLES = ("bulk", "small", "latency", "host", "coalesce", "graphs", "cpu")
+GPU_TABLES = ("bulk", "small", "latency", "host", "coalesce", "graphs")
 CPU_TABLES = ("cpu", "latency", "host", "coalesce")
 
 BULK_BYTES = 512 << 20
@@ -48,6 +49,7 @@ def rows_of(table: str, *, quick: bool) -> list[Row]:
         "latency": latency,
         "host": host,
         "coalesce": coalesce,
+        "graphs": graphs,
         "cpu": cpu,
     }
     return list(make[table](quick=quick))
@@ -291,6 +293,32 @@ def coalesce(*, quick: bool) -> Iterator[Row]:
             contenders=("qdp batcher", "qdp", *(() if lone else ("qdp alone", "no encode"))),
             lines=(Line("qdp batcher", "x qdp", 1 / 1.3),) if lone else many,
         )
+
+
+def graphs(*, quick: bool) -> Iterator[Row]:
+    """Batches from the host, each by one replay; alone, and with five small inputs."""
+    lines = {
+        ("angle", 8, 1): (
+            Line("qdp graph pinned", "us to enqueue", 9),
+            Line("qdp graph pinned", "x torch graphs", 4),
+        ),
+        ("angle", 8, 6): (Line("qdp graph pinned", "x torch graphs", 3),),
+    }
+    shapes = [("angle", 8), ("angle", 12), ("amplitude", 8), ("iqp", 8), ("zz", 8)]
+    for encoding, n in shapes[:1] if quick else shapes:
+        for inputs in (1, 6):
+            yield Row(
+                f"replay-{encoding}-f64-n{n}" + ("" if inputs == 1 else f"-{inputs}-inputs"),
+                "graphs",
+                "replays",
+                encoding,
+                n,
+                reps=REPS.get(encoding),
+                inputs=inputs,
+                contenders=GRAPHS,
+                lines=lines.get((encoding, n, inputs), ()),
+                gpu_only=True,
+            )
 
 
 def cpu(*, quick: bool) -> Iterator[Row]:

@@ -17,12 +17,15 @@ if TYPE_CHECKING:
 
 from _probes import mix
 
-Kind = Literal["device", "host", "host-sum", "requests", "threads", "tasks", "loop", "loop-sum"]
-Table = Literal["bulk", "small", "latency", "host", "coalesce", "cpu"]
+Kind = Literal[
+    "device", "host", "host-sum", "requests", "threads", "tasks", "loop", "loop-sum", "replays"
+]
+Table = Literal["bulk", "small", "latency", "host", "coalesce", "graphs", "cpu"]
 Unit = Literal[
     "of limit",
     "of one extra pass",
     "us",
+    "us to enqueue",
     "launches",
     "of h2d",
     "idle calls, median",
@@ -33,6 +36,7 @@ Unit = Literal[
     "x qdp",
     "x qdp scope",
     "x direct",
+    "x torch graphs",
 ]
 
 #: Pageable arrays to rotate among: a data set that no cache holds. The first beside a GPU.
@@ -49,11 +53,12 @@ class Line:
 
     ``of limit``: at least ``value`` of the rate that this run's limits allow; ``of one extra
     pass``: at least ``value`` of the rate at which the states could be written, read and written
-    again; ``us``: at most ``value`` microseconds; ``launches``: at most ``value`` times a bare
-    ``cuLaunchKernel``; ``of h2d``: source bytes at ``value`` or more of the rate of a pinned
-    upload; ``idle calls, median`` and ``p99``: the latency of one request at most ``value`` times
-    the median latency of ``qdp alone``; ``x NAME``: at least ``value`` times as fast as that
-    contender.
+    again; ``us``: at most ``value`` microseconds; ``us to enqueue``: as many from call to enqueued;
+    ``launches``: at most ``value`` times a bare ``cuLaunchKernel``; ``of h2d``: source bytes at
+    ``value`` or more of the rate of a pinned upload; ``idle calls, median`` and ``p99``: the
+    latency of one request at most ``value`` times the median latency of ``qdp alone``; ``x NAME``:
+    at least ``value`` times as fast as that contender; ``x torch graphs``: as the fastest of
+    torch's graphs.
     """
 
     contender: str
@@ -69,7 +74,8 @@ class Row:
     device; ``host``, a NumPy array, or a pinned tensor for the contenders called so; ``host-sum``,
     the same and then abs().sum() of the states by torch; ``requests``, a list of ``count``
     vectors, together or one by one; ``threads`` and ``tasks``, as many vectors sent by ``callers``
-    of that kind at once; ``loop`` and ``loop-sum``, ``count`` host batches one after another.
+    of that kind at once; ``loop`` and ``loop-sum``, ``count`` host batches one after another;
+    ``replays``, host batches with ``inputs`` arrays each, encoded by a captured graph.
     ``precision`` None follows ``dtype``, the input's.
     """
 
@@ -84,6 +90,7 @@ class Row:
     batch: int = 64
     count: int = 1
     callers: int = 0
+    inputs: int = 1
     contenders: tuple[str, ...] = ()
     lines: tuple[Line, ...] = ()
     cpu_batch: int | None = None
@@ -122,7 +129,7 @@ class Row:
 
     @property
     def pipelined(self) -> bool:
-        return self.kind in ("device", "host", "host-sum") and self.table != "cpu"
+        return self.kind in ("device", "host", "host-sum", "replays") and self.table != "cpu"
 
     @property
     def summed(self) -> bool:
@@ -275,6 +282,17 @@ def judge(
     elif line.unit == "us":
         reached = 1e6 * seconds
         holds = reached <= wanted
+    elif line.unit == "us to enqueue":
+        reached = 1e6 * times[line.contender]["enqueue_s"]
+        holds = reached <= wanted
+    elif line.unit == "x torch graphs":
+        others = [
+            time["median_s"] for name, time in times.items() if name.startswith("torch graph")
+        ]
+        if not others:
+            return None
+        reached = min(others) / seconds
+        holds = reached >= wanted
     elif line.unit == "launches":
         if limits.launch_bare is None:
             return None

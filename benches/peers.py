@@ -18,6 +18,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import _graphs
 import qdp
 import torch
 from _callers import Callers
@@ -42,6 +43,7 @@ SECONDS = {
     "latency": 0.25,
     "host": 0.15,
     "coalesce": 0.3,
+    "graphs": 0.2,
     "cpu": 0.1,
 }
 QUICK_SECONDS = {
@@ -50,10 +52,17 @@ QUICK_SECONDS = {
     "latency": 0.1,
     "host": 0.08,
     "coalesce": 0.15,
+    "graphs": 0.1,
     "cpu": 0.03,
 }
 #: QDP's own call of each table: the ratios of its rows are to this one.
-OWN = {"bulk": "qdp.torch out", "small": "qdp.torch", "latency": "qdp.torch", "host": "qdp"}
+OWN = {
+    "bulk": "qdp.torch out",
+    "small": "qdp.torch",
+    "latency": "qdp.torch",
+    "host": "qdp",
+    "graphs": "qdp graph",
+}
 
 
 def main() -> int:
@@ -157,6 +166,8 @@ def run_row(
 ) -> dict[str, Any]:
     """Verify and time every contender on one workload."""
     inputs = make_inputs(row, device)
+    if row.kind == "replays":
+        inputs = _graphs.make_batches(inputs[:64], inputs=row.inputs)
     reference = expected(row, inputs[-1], device)
     times: dict[str, Any] = {}
     skipped: dict[str, str] = {}
@@ -197,6 +208,7 @@ def run_row(
         "batch": row.batch,
         "states": row.states,
         "callers": row.callers,
+        "inputs": row.inputs,
         "input_bytes": row.input_bytes,
         "output_bytes": row.output_bytes,
         "input_buffers": len(inputs),
@@ -219,7 +231,9 @@ def run_contender(
     reference: torch.Tensor,
     seconds: float,
 ) -> dict[str, Any]:
-    if name in PINNED and device != "cpu":
+    if row.kind == "replays" and name != "qdp graph":
+        inputs = _graphs.in_pinned_memory(inputs, arrays=name == "qdp graph pinned")
+    elif name in PINNED and device != "cpu":
         inputs = pinned(inputs)
     call = build(name, row, device, inputs[0])
     off = None
@@ -237,6 +251,8 @@ def run_contender(
     times = {**asdict(timing), "error": off}
     if isinstance(call, Callers):
         times["latency"] = call.latency(timing.calls * timing.repeats)
+    if row.kind == "replays":
+        times["enqueue_s"] = _graphs.enqueue_seconds(call, inputs, device)
     if row.table == "host" and row.pipelined and device != "cpu":
         single = measure(call, inputs, device, pipelined=False, seconds=seconds / 2)
         times["single"] = asdict(single)

@@ -274,6 +274,67 @@ impl Element for Complex<f64> {
     }
 }
 
+/// An [`Element`] that a gradient may have: a floating type.
+pub trait Floating: Element {
+    /// Rounds to this type; of a real type, the real part.
+    fn from_complex(value: Complex<f64>) -> Self;
+}
+
+macro_rules! floating_elements {
+    ($($type:ty => $convert:expr;)*) => {$(
+        impl Floating for $type {
+            #[inline]
+            fn from_complex(value: Complex<f64>) -> Self {
+                $convert(value)
+            }
+        }
+    )*};
+}
+
+floating_elements! {
+    f16 => |z: Complex<f64>| f16::from_f64(z.re);
+    bf16 => |z: Complex<f64>| bf16::from_f64(z.re);
+    f32 => |z: Complex<f64>| z.re as f32;
+    f64 => |z: Complex<f64>| z.re;
+    Complex<f32> => |z: Complex<f64>| Complex::new(z.re as f32, z.im as f32);
+    Complex<f64> => |z| z;
+}
+
+/// Runs `$body` with `$T` bound to the floating type that `$dtype` names, or is `$otherwise`.
+macro_rules! with_floating {
+    ($dtype:expr, $T:ident => $body:expr, else $otherwise:expr) => {{
+        use $crate::element::DType;
+        match $dtype {
+            DType::F16 => {
+                type $T = half::f16;
+                $body
+            }
+            DType::BF16 => {
+                type $T = half::bf16;
+                $body
+            }
+            DType::F32 => {
+                type $T = f32;
+                $body
+            }
+            DType::F64 => {
+                type $T = f64;
+                $body
+            }
+            DType::C64 => {
+                type $T = num_complex::Complex<f32>;
+                $body
+            }
+            DType::C128 => {
+                type $T = num_complex::Complex<f64>;
+                $body
+            }
+            _ => $otherwise,
+        }
+    }};
+}
+pub(crate) use with_floating;
+
 /// Runs `$body` with `$T` bound to the element type that `$dtype` names.
 macro_rules! with_element {
     ($dtype:expr, $T:ident => $body:expr) => {{

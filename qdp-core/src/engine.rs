@@ -7,6 +7,8 @@ use crate::cuda::{CudaBackend, Encoded, PinnedBuffer, RawStream, Reading};
 use crate::element::{DType, Precision};
 use crate::encoding::EncodeSpec;
 use crate::error::{Error, Result};
+use crate::gradient::Gradient;
+use crate::graph::{Graph, GraphSpec, InputSpec};
 use crate::input::{Input, Output, OwnedInput};
 use crate::interrupt::Interrupt;
 use crate::pipeline::config::PipelineConfig;
@@ -330,6 +332,42 @@ impl Engine {
         }
     }
 
+    /// Writes the gradient of a loss by the features, given its gradient by the states.
+    ///
+    /// `input` has shape `(batch, features)` and a floating element type, complex for amplitude
+    /// encoding only; `cotangent`, shape `(batch, 2^n)`, complex64 or complex128, any strides, is
+    /// `dL/d(Re psi) + i dL/d(Im psi)` for the states psi that encoding `input` gives. `gradient`
+    /// has the shape and element type of `input`: `dL/dx`, or `dL/d(Re x) + i dL/d(Im x)`. Both lie
+    /// on the engine's device, and must stay valid until `options.stream` has passed the call.
+    /// Computed in the precision of `cotangent`; no other option counts.
+    ///
+    /// Nothing is validated: a sample that has no state (a value that is not finite, a norm of
+    /// zero) gets a gradient of NaN.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::InvalidArgument`] for basis encoding, which has no gradient; [`Error::DType`],
+    /// [`Error::Shape`], [`Error::FeatureCount`] and [`Error::DeviceMismatch`] for arrays other than
+    /// described, in arguments `data`, `grad` and `out`; what the device fails with.
+    pub fn backward(
+        &self,
+        input: &Input<'_>,
+        spec: &EncodeSpec,
+        cotangent: &Input<'_>,
+        gradient: &mut Gradient<'_>,
+        options: &EncodeOptions,
+    ) -> Result<()> {
+        let precision = gradient.check(self.device(), spec, input, cotangent)?;
+        let plan = self.plan(input, spec, Some(precision))?;
+        match &self.shared.backend {
+            Backend::Cpu => {
+                let interrupt = Interrupt::new(options);
+                cpu::gradient::backward(spec, plan.form(), input, cotangent, gradient, interrupt)
+            }
+            Backend::Cuda(cuda) => cuda.backward(&plan, input, cotangent, gradient, options),
+        }
+    }
+
     /// Encodes into new memory on the engine's device, asynchronously.
     ///
     /// Host input is encoded on the engine's dispatch thread, after every asynchronous encode
@@ -492,6 +530,23 @@ impl Engine {
         match &self.shared.backend {
             Backend::Cpu => None,
             Backend::Cuda(cuda) => Some(cuda.stream()),
+        }
+    }
+
+    /// Captures encodes for replay, with values that are copied to the device once.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::InvalidArgument`] for sizes, inputs and names that cannot be, those of
+    /// [`Engine::plan`], [`Error::OutOfMemory`], [`Error::Driver`]. Nothing is left behind then.
+    pub fn capture(&self, spec: GraphSpec, constants: &[(InputSpec, Input<'_>)]) -> Result<Graph> {
+        Graph::capture(self, spec, constants)
+    }
+
+    pub(crate) fn cuda(&self) -> Option<&Arc<CudaBackend>> {
+        match &self.shared.backend {
+            Backend::Cpu => None,
+            Backend::Cuda(cuda) => Some(cuda),
         }
     }
 

@@ -378,33 +378,39 @@ impl<'a> Output<'a> {
     }
 
     /// The rows of a host output.
-    pub(crate) fn rows_mut<R: Real>(&mut self) -> RowsMut<'_, R> {
+    pub(crate) fn rows_mut<R: Real>(&mut self) -> RowsMut<'_, Complex<R>> {
         assert_eq!(self.precision, R::PRECISION);
         assert_eq!(self.device, Device::Cpu);
-        RowsMut {
-            ptr: self.ptr.cast(),
-            rows: self.batch,
-            dim: self.dim,
-            stride: self.row_stride,
-            data: PhantomData,
-        }
+        let (ptr, stride) = (self.ptr.cast(), self.row_stride);
+        // SAFETY: what `from_raw` was promised, or the slice borrowed.
+        unsafe { RowsMut::from_raw(ptr, self.batch, self.dim, stride) }
     }
 }
 
-/// Rows of a host [`Output`].
+/// Rows of a host [`Output`] or [`Gradient`](crate::Gradient).
 #[derive(Debug)]
-pub(crate) struct RowsMut<'a, R> {
-    ptr: *mut Complex<R>,
+pub(crate) struct RowsMut<'a, T> {
+    ptr: *mut T,
     rows: usize,
     dim: usize,
     stride: usize,
-    data: PhantomData<&'a mut [R]>,
+    data: PhantomData<&'a mut [T]>,
 }
 
 // SAFETY: RowsMut is an exclusive borrow of plain values.
-unsafe impl<R: Send> Send for RowsMut<'_, R> {}
+unsafe impl<T: Send> Send for RowsMut<'_, T> {}
 
-impl<'a, R: Real> RowsMut<'a, R> {
+impl<'a, T> RowsMut<'a, T> {
+    /// Rows of `dim` values each, `stride` apart.
+    ///
+    /// # Safety
+    ///
+    /// For the lifetime `'a`, every value of the rows must be writable, initialised and aligned,
+    /// the rows must not overlap, and nobody else may touch them.
+    pub(crate) unsafe fn from_raw(ptr: *mut T, rows: usize, dim: usize, stride: usize) -> Self {
+        Self { ptr, rows, dim, stride, data: PhantomData }
+    }
+
     /// How many rows are left.
     pub(crate) fn len(&self) -> usize {
         self.rows
@@ -424,34 +430,34 @@ impl<'a, R: Real> RowsMut<'a, R> {
     }
 
     /// Groups of `size` rows, the last one with what is left, each with the number of its first row.
-    pub(crate) fn groups(self, size: usize) -> Groups<'a, R> {
+    pub(crate) fn groups(self, size: usize) -> Groups<'a, T> {
         Groups { rest: self, first: 0, size }
     }
 }
 
-impl<'a, R: Real> Iterator for RowsMut<'a, R> {
-    type Item = &'a mut [Complex<R>];
+impl<'a, T> Iterator for RowsMut<'a, T> {
+    type Item = &'a mut [T];
 
     fn next(&mut self) -> Option<Self::Item> {
         if self.rows == 0 {
             return None;
         }
         let row = self.split_off(1, true);
-        // SAFETY: `Output::from_raw`'s contract (or the slice borrowed) makes each row writable,
-        // initialised, aligned and disjoint from the others, and no row is taken twice.
+        // SAFETY: the contract of whoever described the memory (or the slice borrowed) makes each
+        // row writable, initialised, aligned and disjoint from the others, and none is taken twice.
         Some(unsafe { std::slice::from_raw_parts_mut(row.ptr, row.dim) })
     }
 }
 
 /// See [`RowsMut::groups`].
-pub(crate) struct Groups<'a, R> {
-    rest: RowsMut<'a, R>,
+pub(crate) struct Groups<'a, T> {
+    rest: RowsMut<'a, T>,
     first: usize,
     size: usize,
 }
 
-impl<'a, R: Real> Iterator for Groups<'a, R> {
-    type Item = (usize, RowsMut<'a, R>);
+impl<'a, T> Iterator for Groups<'a, T> {
+    type Item = (usize, RowsMut<'a, T>);
 
     fn next(&mut self) -> Option<Self::Item> {
         if self.rest.rows == 0 {
@@ -469,9 +475,9 @@ impl<'a, R: Real> Iterator for Groups<'a, R> {
     }
 }
 
-impl<R: Real> ExactSizeIterator for Groups<'_, R> {}
+impl<T> ExactSizeIterator for Groups<'_, T> {}
 
-impl<R: Real> DoubleEndedIterator for Groups<'_, R> {
+impl<T> DoubleEndedIterator for Groups<'_, T> {
     fn next_back(&mut self) -> Option<Self::Item> {
         if self.rest.rows == 0 {
             return None;

@@ -45,6 +45,20 @@ struct alignas(UNIT<R> * sizeof(T) < 16 ? UNIT<R> * sizeof(T) : 16) Unit {
 // What of a row is read is kept in the L2 cache until it is read again, and no longer.
 enum class Read { ONCE, FIRST, AGAIN };
 
+// Makes the compiler load all units before it converts one: it would else convert each where it is
+// loaded, and wait for it before the next load starts.
+template <class T, class R>
+__device__ __forceinline__ void settle(Unit<T, R> (&units)[MAX_UNITS]) {
+    constexpr uint32_t WORDS = (sizeof(Unit<T, R>) + 3) / 4;
+#pragma unroll
+    for (uint32_t u = 0; u < MAX_UNITS; ++u) {
+        uint32_t words[WORDS] = {};
+        memcpy(words, &units[u], sizeof(units[u]));
+        for (uint32_t w = 0; w < WORDS; ++w) asm volatile("" : "+r"(words[w]));
+        memcpy(&units[u], words, sizeof(units[u]));
+    }
+}
+
 // What a thread has of a row: the units at `first`, `first + step` and so on.
 template <class T, class R>
 struct Part {
@@ -100,20 +114,7 @@ struct Part {
                 }
             }
         }
-        settle();
-    }
-
-    // Makes the compiler load all units before it converts one: it would else convert each where
-    // it is loaded, and wait for it before the next load starts.
-    __device__ __forceinline__ void settle() {
-        constexpr uint32_t WORDS = (sizeof(Unit<T, R>) + 3) / 4;
-#pragma unroll
-        for (uint32_t u = 0; u < MAX_UNITS; ++u) {
-            uint32_t words[WORDS] = {};
-            memcpy(words, &units[u], sizeof(units[u]));
-            for (uint32_t w = 0; w < WORDS; ++w) asm volatile("" : "+r"(words[w]));
-            memcpy(&units[u], words, sizeof(units[u]));
-        }
+        settle(units);
     }
 
     __device__ __forceinline__ double sum_of_squares() const {

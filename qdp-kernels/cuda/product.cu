@@ -5,56 +5,14 @@
 // bits and one over its upper bits and those above the chunk. That is 2n sines and cosines per row
 // and chunk, and one complex product per amplitude.
 
-#include "common.cuh"
+#include "product.cuh"
 #include "tile.cuh"
 
 namespace qdp {
 
 struct ProductArgs : TileArgs {
-    double scale;   // of the angle
-    double global;  // common phase per angle
-    uint32_t kind;  // FactorKind
-    uint32_t reps;
-    uint32_t big_endian;
-    uint32_t final_hadamard;
+    FactorArgs factor;
 };
-
-// Mirrored by `factor_kind` in qdp-core/src/cuda/kernels/product.rs.
-enum FactorKind : uint32_t { ROTATION_X, ROTATION_Y, ROTATION_Z, LAYERS, BIT };
-
-struct Factor {
-    Complex<double> zero, one;
-};
-
-// The single-qubit state of feature x; the formulas are in qdp-core/src/encoding/product.rs.
-__device__ inline Factor factor(const ProductArgs& args, double x) {
-    double sin, cos;
-    sincos(args.scale * x, &sin, &cos);
-    switch (args.kind) {
-        case ROTATION_X: return {{cos, 0.0}, {0.0, -sin}};
-        case ROTATION_Y: return {{cos, 0.0}, {sin, 0.0}};
-        case ROTATION_Z: return {{cos, -sin}, {0.0, 0.0}};
-        case LAYERS: {
-            const double h = 0.70710678118654752440;
-            const Complex<double> phase = {cos, sin};
-            Complex<double> common;
-            sincos(args.global * x, &common.im, &common.re);
-            Complex<double> a = {1.0, 0.0}, b = {0.0, 0.0};
-            for (uint32_t rep = 0; rep < args.reps; ++rep) {
-                const Complex<double> sum = (a + b) * h, difference = (a - b) * h;
-                a = sum * common;
-                b = difference * common * phase;
-            }
-            if (args.final_hadamard) {
-                const Complex<double> sum = (a + b) * h, difference = (a - b) * h;
-                a = sum;
-                b = difference;
-            }
-            return {a, b};
-        }
-        default: return x == 0.0 ? Factor{{1.0, 0.0}, {0.0, 0.0}} : Factor{{0.0, 0.0}, {1.0, 0.0}};
-    }
-}
 
 // `product` times the factors of bits [from, to), picked by the bits of `index`.
 __device__ inline Complex<double> pick(Complex<double> product, const Factor* factors,
@@ -79,10 +37,10 @@ __device__ inline Factor checked_factor(const ProductArgs& args, uint64_t row, u
     uint32_t reason = 0;
     if (!isfinite(x)) {
         reason = reason_not_finite(x);
-    } else if (args.kind == BIT && x != 0.0 && x != 1.0) {
+    } else if (args.factor.kind == BIT && x != 0.0 && x != 1.0) {
         reason = BASIS_BIT;
     }
-    if (reason == 0) return factor(args, x);
+    if (reason == 0) return factor(args.factor, x);
     if (reports) report(args, row, feature, reason);
     return {not_a_number<double>(), not_a_number<double>()};
 }
@@ -127,7 +85,7 @@ __device__ void product(const ProductArgs& args) {
         const auto [first_row, chunk, rows] = tile_at(args, part);
         for (uint32_t i = threadIdx.x; i < rows * n; i += blockDim.x) {
             const uint32_t bit = i % n;
-            const uint32_t feature = args.big_endian ? n - 1 - bit : bit;
+            const uint32_t feature = args.factor.big_endian ? n - 1 - bit : bit;
             factors[i] = checked_factor(args, first_row + i / n, feature, chunk == 0);
         }
         __syncthreads();

@@ -3,7 +3,8 @@
 
 use crate::engine;
 use crate::errors::{Failure, Result};
-use crate::layout::{dlpack_device, dlpack_dtype};
+use crate::graph::GraphInput;
+use crate::layout::{dlpack_device, dlpack_dtype, dlpack_of_dtype};
 use crate::state::StateBatch;
 use dlpark::ffi::{DLDevice, DLDeviceType, DLTensor};
 use dlpark::metadata::Dynamic;
@@ -32,6 +33,29 @@ pub(crate) fn export<M: ManagedTensorBase>(
         .set_dtype(dlpack_dtype(state.precision()));
     // SAFETY: shape and strides are the states' own; the clone that the tensor holds keeps their
     // memory; IS_COPIED is only passed for states that were copied for this export.
+    Ok(unsafe {
+        tensor.set_flags_unchecked(flags);
+        tensor.finish()
+    })
+}
+
+/// A managed tensor over an input of a replay, which it keeps.
+pub(crate) fn export_input<M: ManagedTensorBase>(
+    input: &GraphInput,
+    flags: DlpackFlags,
+) -> Result<Managed<M>> {
+    let (array, (shape, strides)) = (input.array(), input.dims());
+    let prepared = Dynamic::new(shape, strides)
+        .prepare_as::<M>()
+        .map_err(|error| Failure::Python(PyBufferError::new_err(error.to_string())))?;
+    let mut tensor = prepared.initialize(Box::new(array.clone()));
+    let empty = array.num_bytes() == 0;
+    tensor
+        .set_data(if empty { ptr::null_mut() } else { array.as_ptr().cast() })
+        .set_device(dlpack_device(array.device()))
+        .set_dtype(dlpack_of_dtype(array.dtype()));
+    // SAFETY: shape and strides are the array's own; the clone that the tensor holds keeps its
+    // memory; no flag claims a copy.
     Ok(unsafe {
         tensor.set_flags_unchecked(flags);
         tensor.finish()

@@ -5,6 +5,7 @@ use crate::call::Call;
 use crate::coalesce::{self, Coalescer, Thresholds};
 use crate::errors::Result;
 use crate::future;
+use crate::graph::{CaptureArgs, Graph};
 use crate::options::{self, SpecArgs};
 use crate::pipeline::PipelineConfig;
 use crate::plan::Plan;
@@ -326,6 +327,58 @@ impl Engine {
         let spec =
             SpecArgs { num_qubits, encoding, rotation, reps, entanglement, convention }.parse()?;
         Ok(Plan { engine: self.engine.clone(), precision: self.precision, spec })
+    }
+
+    /// Capture an encoding of batches of `batch_size` samples, to replay it: one launch brings a
+    /// batch to the device, encodes it and records the event behind the states.
+    ///
+    /// `encoding` is a name, or a sequence of several for the same samples, names or pairs of a name
+    /// and its options: the samples are brought once and encoded side by side. `batch_size` is a size
+    /// or several: a smaller batch is padded to the next size. `input` is the samples' element type,
+    /// a name or NumPy's or torch's (float64), and `features` the number of their values, by default
+    /// as many as the encoding takes.
+    ///
+    /// `inputs` names small arrays that come with each batch, with a shape of one or two dimensions
+    /// and an element type: `{"labels": ((None,), "int64")}`, where `None` stands for the number of
+    /// samples. They travel with the samples in one copy. `constants` are arrays by name that are
+    /// copied now. `validate` is for samples on the device, as encode has it; the options before it
+    /// are those of encode.
+    ///
+    /// Returns a `Graph`, whose `replay(data, **inputs)` returns a `StateBatch`, or a `Replay` where
+    /// there are several encodings, `inputs` or `constants`. On the CPU a replay is an encode.
+    #[pyo3(signature = (
+        num_qubits, encoding, batch_size, *, input=None, features=None, inputs=None, constants=None,
+        rotation=None, reps=None, entanglement=None, convention="qdp", validate="deferred",
+    ))]
+    #[allow(clippy::too_many_arguments)] // one per keyword of the public method
+    fn capture<'py>(
+        &self,
+        py: Python<'py>,
+        num_qubits: &Bound<'py, PyAny>,
+        encoding: &Bound<'py, PyAny>,
+        batch_size: &Bound<'py, PyAny>,
+        input: Option<&Bound<'py, PyAny>>,
+        features: Option<&Bound<'py, PyAny>>,
+        inputs: Option<&Bound<'py, PyDict>>,
+        constants: Option<&Bound<'py, PyDict>>,
+        rotation: Option<&str>,
+        reps: Option<&Bound<'py, PyAny>>,
+        entanglement: Option<&Bound<'py, PyAny>>,
+        convention: &str,
+        validate: &str,
+    ) -> Result<Graph> {
+        let spec = SpecArgs { num_qubits, encoding: "", rotation, reps, entanglement, convention };
+        let capture = CaptureArgs {
+            encoding,
+            spec,
+            batch_size,
+            input,
+            features,
+            inputs,
+            constants,
+            validate,
+        };
+        capture.run(py, &self.engine, self.precision)
     }
 
     /// A `Batcher`: encodes the requests of many threads and asyncio tasks together.

@@ -16,7 +16,8 @@ use pyo3::sync::PyOnceLock;
 use pyo3::types::{PyDict, PyList, PyTuple};
 use qdp_core::cuda::RawStream;
 use qdp_core::{DType, Device, Engine, Error, Input, OwnedInput};
-use std::ffi::{c_char, c_void};
+use std::ffi::{c_char, c_long, c_void};
+use std::ops::RangeInclusive;
 use std::ptr;
 
 const ARGUMENT: &str = "data";
@@ -235,6 +236,15 @@ impl<'py> Data<'py> {
 /// One sample that a NumPy array holds without gaps in one of the usual types: what
 /// [`Data::import`] finds, at a tenth of the cost.
 pub(crate) fn plain_sample<'a>(object: &'a Bound<'_, PyAny>) -> Option<Input<'a>> {
+    plain(object, 1..=1)
+}
+
+/// [`plain_sample`] for one or several.
+pub(crate) fn plain_array<'a>(object: &'a Bound<'_, PyAny>) -> Option<Input<'a>> {
+    plain(object, 1..=2)
+}
+
+fn plain<'a>(object: &'a Bound<'_, PyAny>, ndim: RangeInclusive<i32>) -> Option<Input<'a>> {
     let ptr = object.as_ptr();
     // SAFETY: a NumPy array, as is asked first, has these fields, and is alive.
     unsafe {
@@ -244,26 +254,39 @@ pub(crate) fn plain_sample<'a>(object: &'a Bound<'_, PyAny>) -> Option<Input<'a>
         let array = &(*ptr.cast::<npyffi::PyArrayObject>()).fields;
         let descr = &(*array.descr).fields;
         let usable = NPY_ARRAY_C_CONTIGUOUS | NPY_ARRAY_ALIGNED;
-        if array.nd != 1 || array.flags & usable != usable || descr.byteorder != NATIVE {
+        let native = descr.byteorder == NATIVE || descr.byteorder == ONE_BYTE;
+        if !ndim.contains(&array.nd) || array.flags & usable != usable || !native {
             return None;
         }
         let dtype = match NPY_TYPES.get(usize::try_from(descr.type_num).ok()?)? {
             Some(dtype) => *dtype,
             None => return None,
         };
-        let features = *array.dimensions as usize;
-        let (shape, strides) = ((1, features), (features as isize, 1));
+        let shape = match array.nd {
+            1 => (1, *array.dimensions as usize),
+            _ => (*array.dimensions as usize, *array.dimensions.add(1) as usize),
+        };
+        let strides = (shape.1 as isize, 1);
         Some(Input::from_raw(array.data.cast::<u8>(), dtype, Device::Cpu, shape, strides))
     }
 }
 
-/// NumPy's mark of the machine's own byte order.
+/// NumPy's mark of the machine's own byte order, and of types that have none.
 const NATIVE: c_char = b'=' as c_char;
+const ONE_BYTE: c_char = b'|' as c_char;
 
 /// The types of a [`plain_sample`] by NumPy's numbers: those whose numbers mean the same
 /// everywhere.
 const NPY_TYPES: [Option<DType>; 16] = {
     let mut types = [None; 16];
+    types[npyffi::NPY_TYPES::NPY_BOOL as usize] = Some(DType::U8);
+    types[npyffi::NPY_TYPES::NPY_UBYTE as usize] = Some(DType::U8);
+    types[npyffi::NPY_TYPES::NPY_BYTE as usize] = Some(DType::I8);
+    types[npyffi::NPY_TYPES::NPY_SHORT as usize] = Some(DType::I16);
+    types[npyffi::NPY_TYPES::NPY_INT as usize] = Some(DType::I32);
+    types[npyffi::NPY_TYPES::NPY_LONGLONG as usize] = Some(DType::I64);
+    types[npyffi::NPY_TYPES::NPY_LONG as usize] =
+        Some(if size_of::<c_long>() == 8 { DType::I64 } else { DType::I32 });
     types[npyffi::NPY_TYPES::NPY_FLOAT as usize] = Some(DType::F32);
     types[npyffi::NPY_TYPES::NPY_DOUBLE as usize] = Some(DType::F64);
     types[npyffi::NPY_TYPES::NPY_CFLOAT as usize] = Some(DType::C64);

@@ -166,6 +166,12 @@ impl Layout {
         Err(Error::invalid(argument, expected, format!("address {:p}", self.ptr)).into())
     }
 
+    /// Whether rows or values lie apart.
+    pub(crate) fn has_gaps(&self) -> bool {
+        let ((batch, values), (rows, columns)) = (self.shape, self.strides);
+        (values > 1 && columns != 1) || (batch > 1 && rows != values as isize)
+    }
+
     fn is_empty(&self) -> bool {
         self.shape.0 == 0 || self.shape.1 == 0
     }
@@ -216,24 +222,32 @@ fn shape_text(shape: &[usize]) -> String {
     }
 }
 
+/// Of two with one meaning here, the last is the type's own.
+const TYPES: [(DLDataType, DType); 15] = [
+    (DLDataType::BOOL, DType::U8),
+    (DLDataType::U8, DType::U8),
+    (DLDataType::U16, DType::U16),
+    (DLDataType::U32, DType::U32),
+    (DLDataType::U64, DType::U64),
+    (DLDataType::I8, DType::I8),
+    (DLDataType::I16, DType::I16),
+    (DLDataType::I32, DType::I32),
+    (DLDataType::I64, DType::I64),
+    (DLDataType::F16, DType::F16),
+    (DLDataType::BF16, DType::BF16),
+    (DLDataType::F32, DType::F32),
+    (DLDataType::F64, DType::F64),
+    (DLDataType::C64, DType::C64),
+    (DLDataType::C128, DType::C128),
+];
+
+/// DLPack's name of an element type.
+pub(crate) fn dlpack_of_dtype(dtype: DType) -> DLDataType {
+    let known = TYPES.iter().rev().find(|(_, candidate)| *candidate == dtype);
+    known.map_or(DLDataType::U8, |&(name, _)| name)
+}
+
 fn dtype_of_dlpack(argument: &'static str, dtype: DLDataType) -> Result<DType> {
-    const TYPES: [(DLDataType, DType); 15] = [
-        (DLDataType::BOOL, DType::U8),
-        (DLDataType::U8, DType::U8),
-        (DLDataType::U16, DType::U16),
-        (DLDataType::U32, DType::U32),
-        (DLDataType::U64, DType::U64),
-        (DLDataType::I8, DType::I8),
-        (DLDataType::I16, DType::I16),
-        (DLDataType::I32, DType::I32),
-        (DLDataType::I64, DType::I64),
-        (DLDataType::F16, DType::F16),
-        (DLDataType::BF16, DType::BF16),
-        (DLDataType::F32, DType::F32),
-        (DLDataType::F64, DType::F64),
-        (DLDataType::C64, DType::C64),
-        (DLDataType::C128, DType::C128),
-    ];
     let known = TYPES.iter().find(|(candidate, _)| candidate.matches(dtype));
     known.map(|&(_, dtype)| dtype).ok_or_else(|| {
         let DLDataType { code, bits, lanes } = dtype;

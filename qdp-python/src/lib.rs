@@ -1,7 +1,8 @@
 //! QDP's Python module: engines, states, and arrays of every kind in and out.
 //!
 //! Only glue: what an argument means (`options`, `pipeline`), where an array's values lie (`input`,
-//! `output`, `layout`, `arrow`, `exchange`), how states leave (`state`, `dlpack`, `future`), who shares
+//! `output`, `layout`, `arrow`, `exchange`), how states leave (`state`, `dlpack`, `future`), what
+//! torch differentiates (`gradient`), who shares
 //! batches (`batcher`), what a
 //! signal does (`interrupt`) and which exception a failure is (`errors`). Everything that computes
 //! or waits is the core's, and runs without the GIL.
@@ -15,6 +16,8 @@ mod engine;
 mod errors;
 mod exchange;
 mod future;
+mod gradient;
+mod graph;
 mod info;
 mod input;
 mod interrupt;
@@ -40,17 +43,21 @@ mod _qdp {
     #[pymodule_export]
     use crate::engine::Engine;
     #[pymodule_export]
+    use crate::gradient::encode_backward;
+    #[pymodule_export]
+    use crate::graph::{Graph, GraphInput, Replay};
+    #[pymodule_export]
     use crate::info::device_info;
     #[pymodule_export]
     use crate::pin::{Pinned, pin};
     #[pymodule_export]
     use crate::pipeline::PipelineConfig;
     #[pymodule_export]
-    use crate::plan::Plan;
+    use crate::plan::{Plan, restore_plan};
     #[pymodule_export]
     use crate::state::StateBatch;
     #[pymodule_export]
-    use crate::tensor::{check_tensors, encode_tensor};
+    use crate::tensor::{check_tensors, encode_tensor, encode_tensor_values};
 
     #[pymodule_init]
     fn init(module: &Bound<'_, PyModule>) -> PyResult<()> {

@@ -139,7 +139,7 @@ fn check_writable(writable: bool) -> Result<()> {
     Err(Error::invalid(ARGUMENT, "a writable array", "a read-only one").into())
 }
 
-fn check_rows(layout: &Layout) -> Result<()> {
+pub(crate) fn check_rows(layout: &Layout) -> Result<()> {
     let ((batch, dim), (rows, columns)) = (layout.shape, layout.strides);
     let apart = usize::try_from(rows).is_ok_and(|rows| rows >= dim);
     if columns == 1 && (batch <= 1 || apart) {

@@ -118,28 +118,41 @@ impl StateBatch {
 
     /// Makes the states ready for a consumer that passed `stream` to `__dlpack__`.
     fn make_ready_for(&self, py: Python<'_>, request: &ExportRequest<'_>) -> Result<()> {
-        if self.state.device() == Device::Cpu {
-            if request.stream().is_some() {
-                let text = "states on the CPU have no stream; pass stream=None";
-                return Err(PyBufferError::new_err(text).into());
-            }
+        if self.state.device() == Device::Cpu && request.stream().is_none() {
             return self.checked(py);
         }
-        let handle = |handle: usize| {
-            // SAFETY: a consumer names a stream of its own that lives, by the protocol.
-            unsafe { RawStream::from_handle(handle) }
-        };
-        let stream = match request.stream() {
-            Some(object) if object.extract::<i64>().is_err() => options::stream(object)?,
-            _ => match request.cuda_stream()? {
-                CudaStreamRequest::NoSync => return Ok(()),
-                CudaStreamRequest::Omitted | CudaStreamRequest::LegacyDefault => handle(1),
-                CudaStreamRequest::PerThreadDefault => handle(2),
-                CudaStreamRequest::Pointer(pointer) => handle(pointer),
-            },
-        };
-        Ok(self.state.make_ready_on(stream)?)
+        make_ready_for(self.state.device(), request, |stream| self.state.make_ready_on(stream))
     }
+}
+
+/// Makes memory on `device` ready, by `make_ready_on`, for a consumer that passed `stream` to
+/// `__dlpack__`.
+pub(crate) fn make_ready_for(
+    device: Device,
+    request: &ExportRequest<'_>,
+    make_ready_on: impl FnOnce(RawStream) -> qdp_core::Result<()>,
+) -> Result<()> {
+    if device == Device::Cpu {
+        if request.stream().is_some() {
+            let text = "states on the CPU have no stream; pass stream=None";
+            return Err(PyBufferError::new_err(text).into());
+        }
+        return Ok(());
+    }
+    let handle = |handle: usize| {
+        // SAFETY: a consumer names a stream of its own that lives, by the protocol.
+        unsafe { RawStream::from_handle(handle) }
+    };
+    let stream = match request.stream() {
+        Some(object) if object.extract::<i64>().is_err() => options::stream(object)?,
+        _ => match request.cuda_stream()? {
+            CudaStreamRequest::NoSync => return Ok(()),
+            CudaStreamRequest::Omitted | CudaStreamRequest::LegacyDefault => handle(1),
+            CudaStreamRequest::PerThreadDefault => handle(2),
+            CudaStreamRequest::Pointer(pointer) => handle(pointer),
+        },
+    };
+    Ok(make_ready_on(stream)?)
 }
 
 #[pymethods]

@@ -30,6 +30,9 @@ CLASSES = (
     qdp.Pinned,
     qdp.Coalescer,
     qdp.CoalesceHandle,
+    qdp.Graph,
+    qdp.Replay,
+    qdp.GraphInput,
 )
 ERRORS = tuple(getattr(qdp.exceptions, name) for name in qdp.exceptions.__all__)
 
@@ -74,6 +77,12 @@ def instance(cls: type) -> Any:
         return engine
     if cls is qdp.Plan:
         return engine.plan(2, "angle")
+    graph = engine.capture(2, "angle", 1, constants={"one": np.ones(1)})
+    if cls is qdp.Graph:
+        return graph
+    if cls in (qdp.Replay, qdp.GraphInput):
+        replay = graph.replay([1.0, 2.0])
+        return replay if cls is qdp.Replay else replay.inputs["one"]
     return engine.encode([1.0, 2.0], 1)
 
 
@@ -92,7 +101,7 @@ class TestClasses:
         with pytest.raises(TypeError):
             type("Sub", (cls,), {})
 
-    @pytest.mark.parametrize("cls", [qdp.Plan, qdp.StateBatch])
+    @pytest.mark.parametrize("cls", [qdp.Plan, qdp.StateBatch, qdp.Graph, qdp.Replay])
     def test_made_by_engines_only(self, cls: type) -> None:
         with pytest.raises(TypeError):
             cls()
@@ -126,7 +135,9 @@ class TestStub:
                 continue
             parameters = list(inspect.signature(getattr(cls, name)).parameters)
             args = method.args
-            assert parameters == [a.arg for a in (*args.posonlyargs, *args.args, *args.kwonlyargs)]
+            named = (*args.posonlyargs, *args.args, *args.kwonlyargs)
+            others = [args.kwarg] if args.kwarg else []
+            assert parameters == [a.arg for a in (*named, *others)]
 
     def test_package_exports(self) -> None:
         assert sorted(qdp.__all__, key=str.casefold) == sorted(set(qdp.__all__), key=str.casefold)

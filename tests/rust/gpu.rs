@@ -7,8 +7,8 @@ mod common;
 use common::{CONVENTIONS, batch, encodings, feature_counts, values};
 use num_complex::Complex;
 use qdp_core::{
-    Convention, Device, EncodeSpec, Encoding, Engine, Entanglement, Error, Input, Precision,
-    Rotation, StateBatch, cuda,
+    Convention, Device, EncodeSpec, Encoding, Engine, Entanglement, Error, GraphSpec, Input,
+    Precision, Rotation, StateBatch, cuda,
 };
 use std::sync::{Mutex, MutexGuard};
 
@@ -270,6 +270,49 @@ fn nothing_leaks() {
     drop(gpu);
     assert!(views.iter().all(|view| view.to_host().is_ok()), "views outlive the engine");
     drop(views);
+    assert_eq!(cuda::live_objects(), before);
+}
+
+#[test]
+fn graphs_replay_what_encode_gives() {
+    let before = {
+        let Some((_guard, gpu)) = gpu() else { return };
+        drop(gpu);
+        cuda::live_objects()
+    };
+    let Some((_guard, gpu)) = gpu() else { return };
+    let cpu = Engine::open(Device::Cpu).unwrap();
+    let mut held = Vec::new();
+    for n in [1, 6, 12, 14, 17] {
+        for encoding in encodings() {
+            let spec = EncodeSpec::new(encoding, n).unwrap();
+            let features = spec.num_features();
+            let captured = GraphSpec { sizes: vec![1, 4], ..GraphSpec::new(spec.clone(), 0) };
+            let graph = gpu.capture(captured, &[]).unwrap();
+            for rows in [4, 1, 3, 2] {
+                let data = batch(&spec, features, rows);
+                let input = Input::rows(&data, features).unwrap();
+                let want = cpu.encode(&input, &spec, None).unwrap();
+                let replay = graph.replay(&input, &[], None).unwrap();
+                let worst = worst_difference(&replay.states[0], &want);
+                assert!(worst < 1e-13, "{spec:?} {rows} rows: {worst:e}");
+                if rows == 3 {
+                    held.push((replay, want));
+                }
+            }
+            let bad = vec![f64::NAN; features];
+            assert!(graph.replay(&Input::sample(&bad), &[], None).is_err());
+            assert!(graph.slots() <= 3);
+        }
+    }
+    drop(gpu);
+    for (replay, want) in &held {
+        assert!(
+            worst_difference(&replay.states[0], want) < 1e-13,
+            "states outlive graph and engine"
+        );
+    }
+    drop(held);
     assert_eq!(cuda::live_objects(), before);
 }
 

@@ -8,9 +8,10 @@ mod common;
 use common::values;
 use qdp_core::cuda::faults::{self, Fault};
 use qdp_core::cuda::{self, Context, DeviceBuffer, LiveObjects, Pool, RawStream, Stream};
+use qdp_core::graph::{Array, InputSpec};
 use qdp_core::{
-    DType, Device, EncodeOptions, EncodeSpec, Encoding, Engine, Entanglement, Error, Input, Output,
-    PipelineConfig, Precision, Result, StateBatch,
+    DType, Device, EncodeOptions, EncodeSpec, Encoding, Engine, Entanglement, Error, Graph,
+    GraphSpec, Input, Output, PipelineConfig, Precision, Result, StateBatch,
 };
 use std::sync::{Arc, Mutex, MutexGuard, Once, PoisonError};
 
@@ -349,6 +350,115 @@ fn keep_until_done() {
         rig.small.verify(&states)?;
         // Every call lets go of what is done with.
         rig.small.verify(&engine.encode_with(&rig.small.on_host(), spec, &DOUBLE)?)
+    });
+}
+
+/// A graph of two encodings and two sizes, with an input beside the samples.
+fn capture(rig: &Rig, engine: &Engine) -> Result<Graph> {
+    let Case { spec, features, .. } = &rig.small;
+    let wider = EncodeSpec::new(Encoding::Amplitude, spec.num_qubits() + 1)?;
+    let numbers = InputSpec { name: "number".into(), shape: vec![None], dtype: DType::I64 };
+    let spec = GraphSpec {
+        encodings: vec![spec.clone(), wider],
+        sizes: vec![2, 4],
+        features: Some(*features),
+        inputs: vec![numbers],
+        ..GraphSpec::new(spec.clone(), 0)
+    };
+    let scale = InputSpec { name: "scale".into(), shape: vec![Some(2)], dtype: DType::F64 };
+    engine.capture(spec, &[(scale, Input::sample(&[1.0, 2.0]))])
+}
+
+/// Replays from the host and from the device; what comes is right, or nothing comes.
+fn replay(rig: &Rig, graph: &Graph) -> Result<()> {
+    let bytes = |array: &Array| Ok::<_, Error>(array.to_host()?.as_bytes()?.to_vec());
+    let numbers = [5_i64, 6, 7];
+    for input in [rig.small.on_host(), rig.small.on_device()] {
+        let stream = Some(rig.memory.stream.raw());
+        let replay = graph.replay(&input, &[Input::sample(&numbers)], stream)?;
+        rig.small.verify(&replay.states[0])?;
+        assert_eq!(bytes(&replay.inputs[0])?, numbers.map(i64::to_ne_bytes).concat());
+        replay.states[1].make_ready_on(rig.memory.stream.raw())?;
+    }
+    let scale = &graph.constants()[0].1;
+    assert_eq!(bytes(scale)?, [1.0_f64, 2.0].map(f64::to_ne_bytes).concat());
+    Ok(())
+}
+
+/// With states held, so that more memory is needed, and trimmed, so that graphs are updated. After
+/// a failure the same graph works.
+#[test]
+fn capturing_and_replaying_a_graph() {
+    fail_every_call("capturing and replaying a graph", |rig, engine| {
+        let graph = capture(rig, engine)?;
+        let numbers = [1_i64, 2, 3];
+        let host = || graph.replay(&rig.small.on_host(), &[Input::sample(&numbers)], None);
+        let steps = || -> Result<()> {
+            replay(rig, &graph)?;
+            let held = [host()?, host()?, host()?];
+            for replay in &held {
+                rig.small.verify(&replay.states[0])?;
+            }
+            assert!(graph.slots() >= 3);
+            drop(held);
+            graph.trim()?;
+            assert_eq!(graph.slots(), 2);
+            replay(rig, &graph)
+        };
+        let first = steps();
+        if first.is_err() {
+            // A destructor's failure, too, is over when it was raised.
+            let _ = engine.check();
+            steps().or_else(|_| steps()).expect("the graph works after a failure");
+        }
+        first
+    });
+}
+
+/// What a capture may not hold, and captures that fail: the stream is as it was.
+#[test]
+fn captures_that_fail() {
+    fail_every_call("captures that fail", |rig, _| {
+        let Memory { pool, stream, .. } = &rig.memory;
+        let allocating = cuda::Graph::capture(stream, |stream| {
+            drop(pool.alloc_on(64, stream)?);
+            Ok(())
+        });
+        match allocating {
+            Err(error @ Error::Capturing { .. }) => {
+                assert!(error.to_string().contains("allocating device memory"), "{error}");
+            }
+            Err(error) => return Err(error),
+            Ok(_) => panic!("a graph that allocates"),
+        }
+        let gone = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| {
+            cuda::Graph::capture(stream, |_| panic!("while capturing"))
+        }));
+        if let Ok(failed) = gone {
+            drop(failed?);
+            panic!("a graph of a panic");
+        }
+        assert!(!stream.is_capturing()?);
+        let fill =
+            |value| cuda::Graph::capture(stream, |stream| rig.output.memset(0..8, value, stream));
+        let two = cuda::Graph::capture(stream, |stream| {
+            rig.output.memset(0..8, 3, stream)?;
+            rig.output.memset(8..16, 4, stream)
+        });
+        let mut executable = fill(1)?.instantiate()?;
+        let read = |executable: &cuda::Executable| {
+            let mut bytes = [0; 16];
+            // SAFETY: the buffer outlives the launch, which is waited for, in one stream.
+            unsafe { executable.launch(stream.raw())? };
+            rig.output.copy_to_host(0, &mut bytes, stream.raw())?;
+            Ok::<_, Error>(bytes)
+        };
+        assert_eq!(read(&executable)?[..8], [1; 8]);
+        assert_eq!(executable.update(fill(2)?)?, cuda::Updated::InPlace);
+        assert_eq!(read(&executable)?[..8], [2; 8]);
+        assert_eq!(executable.update(two?)?, cuda::Updated::Reinstantiated);
+        assert_eq!(read(&executable)?, [[3; 8], [4; 8]].concat()[..]);
+        Ok(())
     });
 }
 

@@ -16,7 +16,7 @@ use multiversion::multiversion;
 use num_complex::Complex;
 
 /// Bits of a chunk: it fits the first-level cache.
-const LOW_BITS: usize = 10;
+pub(super) const LOW_BITS: usize = 10;
 /// Bits of a row of a chunk, and of the number of rows.
 const ROW_BITS: usize = 4;
 const ROW: usize = 1 << ROW_BITS;
@@ -52,29 +52,30 @@ pub(super) fn encode<T: Element, R: Trig>(diagonal: &Diagonal, rows: Rows<'_, R>
 }
 
 /// Complex values with their real and imaginary parts apart, as vectors like to multiply them.
-struct Split<R> {
-    re: Vec<R>,
+pub(super) struct Split<R> {
+    pub(super) re: Vec<R>,
     im: Vec<R>,
 }
 
 impl<R: Real> Split<R> {
-    fn new(len: usize) -> Self {
+    pub(super) fn new(len: usize) -> Self {
         Self { re: vec![R::zero(); len], im: vec![R::zero(); len] }
     }
 }
 
 /// One diagonal, and whether a Hadamard of every qubit follows.
-struct Layer<'a, R> {
-    phase: &'a QuadraticPhase,
-    low: &'a Split<R>,
-    scale: R,
-    hadamard: bool,
+#[derive(Clone, Copy)]
+pub(super) struct Layer<'a, R> {
+    pub(super) phase: &'a QuadraticPhase,
+    pub(super) low: &'a Split<R>,
+    pub(super) scale: R,
+    pub(super) hadamard: bool,
 }
 
 /// The coefficients of one sample, and the table of the phases within the low bits, with the
 /// constant.
 #[multiversion(targets("x86_64+avx2+fma"))]
-fn prepare<R: Trig>(
+pub(super) fn prepare<R: Trig>(
     diagonal: &Diagonal,
     x: &[f64],
     phase: &mut QuadraticPhase,
@@ -118,7 +119,7 @@ fn prepare<R: Trig>(
 
 /// Writes a chunk of a first layer.
 #[multiversion(targets("x86_64+avx2+fma"))]
-fn start<R: Trig>(layer: &Layer<'_, R>, first: usize, chunk: &mut [Complex<R>]) {
+pub(super) fn start<R: Trig>(layer: &Layer<'_, R>, first: usize, chunk: &mut [Complex<R>]) {
     each_row(layer, first, chunk, |value, re, im| *value = Complex::new(re, im));
     if layer.hadamard {
         transform_cached(chunk);
@@ -127,7 +128,7 @@ fn start<R: Trig>(layer: &Layer<'_, R>, first: usize, chunk: &mut [Complex<R>]) 
 
 /// Multiplies a chunk by a later layer.
 #[multiversion(targets("x86_64+avx2+fma"))]
-fn apply<R: Trig>(layer: &Layer<'_, R>, first: usize, chunk: &mut [Complex<R>]) {
+pub(super) fn apply<R: Trig>(layer: &Layer<'_, R>, first: usize, chunk: &mut [Complex<R>]) {
     each_row(layer, first, chunk, |value, re, im| {
         *value = Complex::new(value.re * re - value.im * im, value.re * im + value.im * re);
     });
@@ -138,7 +139,7 @@ fn apply<R: Trig>(layer: &Layer<'_, R>, first: usize, chunk: &mut [Complex<R>]) 
 
 /// Runs `put(amplitude, real part, imaginary part)` with the diagonal of the chunk at `first`.
 #[inline(always)]
-fn each_row<R: Trig>(
+pub(super) fn each_row<R: Trig>(
     layer: &Layer<'_, R>,
     first: usize,
     chunk: &mut [Complex<R>],
@@ -173,7 +174,7 @@ fn each_row<R: Trig>(
 }
 
 /// Phases that are linear in the bits of a column and of a row: the outer product of two tables.
-struct Linear<R> {
+pub(super) struct Linear<R> {
     row: ([R; ROW], [R; ROW]),
     column: ([R; COLUMN], [R; COLUMN]),
     turns: [Turns; COLUMN],
@@ -181,7 +182,7 @@ struct Linear<R> {
 
 impl<R: Trig> Linear<R> {
     #[inline(always)]
-    fn new() -> Self {
+    pub(super) fn new() -> Self {
         let zero = R::zero();
         Self {
             row: ([zero; ROW], [zero; ROW]),

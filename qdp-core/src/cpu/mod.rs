@@ -10,6 +10,7 @@
 
 mod amplitude;
 mod diagonal;
+pub(crate) mod gradient;
 pub(crate) mod memory;
 pub(crate) mod parallel;
 mod product;
@@ -57,7 +58,7 @@ enum Within {
 struct Rows<'a, R> {
     input: &'a Input<'a>,
     first: usize,
-    states: RowsMut<'a, R>,
+    states: RowsMut<'a, Complex<R>>,
     within: Within,
 }
 
@@ -85,7 +86,7 @@ fn encode_rounds<T: Element, R: Trig>(
     spec: &EncodeSpec,
     form: &Form,
     input: &Input<'_>,
-    states: RowsMut<'_, R>,
+    states: RowsMut<'_, Complex<R>>,
     mut interrupt: Interrupt,
 ) -> Result<()> {
     let round = if interrupt.is_asked() {
@@ -108,7 +109,7 @@ fn encode_as<T: Element, R: Trig>(
     form: &Form,
     input: &Input<'_>,
     first: usize,
-    states: RowsMut<'_, R>,
+    states: RowsMut<'_, Complex<R>>,
 ) -> Result<()> {
     let work = work_per_sample(form, spec);
     let parallel = states.len().saturating_mul(work) >= PARALLEL_WORK;

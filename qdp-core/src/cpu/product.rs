@@ -9,7 +9,7 @@ use multiversion::multiversion;
 use num_complex::Complex;
 
 /// Bits of the low table at most: as many as fit the first-level cache beside what is written.
-const LOW_BITS: usize = 9;
+pub(super) const LOW_BITS: usize = 9;
 
 pub(super) fn encode<T: Element, R: Trig>(product: &Product, rows: Rows<'_, R>) -> Result<()> {
     let Rows { input, first, states, within } = rows;
@@ -36,24 +36,34 @@ pub(super) fn encode<T: Element, R: Trig>(product: &Product, rows: Rows<'_, R>) 
 /// The factor of every feature.
 #[multiversion(targets("x86_64+avx2+fma"))]
 fn factors(factor: Factor, x: &[f64]) -> Vec<[Complex<f64>; 2]> {
+    with_phases(factor, x, |x, phase, common| factor.combine(x, phase, common))
+}
+
+/// What `each(x, exp(i scale x), exp(i global x))` answers for every feature, with the scales of the
+/// factor.
+#[inline(always)]
+pub(super) fn with_phases<V>(
+    factor: Factor,
+    x: &[f64],
+    each: impl Fn(f64, Complex<f64>, Complex<f64>) -> V,
+) -> Vec<V> {
     let (scale, global) = factor.scales();
     let (mut cos, mut sin) = (vec![0.0; x.len()], vec![0.0; x.len()]);
     cos_sin(x, scale, &mut cos, &mut sin);
-    let mut factors = vec![[Complex::new(0.0, 0.0); 2]; x.len()];
+    let mut values = Vec::with_capacity(x.len());
+    let phases = x.iter().zip(cos.iter().zip(&sin));
     if global == 0.0 {
         let one = Complex::new(1.0, 0.0);
-        for (i, value) in factors.iter_mut().enumerate() {
-            *value = factor.combine(x[i], Complex::new(cos[i], sin[i]), one);
-        }
-        return factors;
+        values.extend(phases.map(|(&x, (&cos, &sin))| each(x, Complex::new(cos, sin), one)));
+        return values;
     }
     let (mut common_cos, mut common_sin) = (vec![0.0; x.len()], vec![0.0; x.len()]);
     cos_sin(x, global, &mut common_cos, &mut common_sin);
-    for (i, value) in factors.iter_mut().enumerate() {
-        let phase = Complex::new(cos[i], sin[i]);
-        *value = factor.combine(x[i], phase, Complex::new(common_cos[i], common_sin[i]));
-    }
-    factors
+    let both = phases.zip(common_cos.iter().zip(&common_sin));
+    values.extend(both.map(|((&x, (&cos, &sin)), (&common_cos, &common_sin))| {
+        each(x, Complex::new(cos, sin), Complex::new(common_cos, common_sin))
+    }));
+    values
 }
 
 /// The two tables of one state.
@@ -91,7 +101,7 @@ impl<R: Real> Tables<R> {
 
 /// The tensor product of `factors` by doubling: each bit extends the table below it.
 #[multiversion(targets("x86_64+avx2+fma"))]
-fn fill_table<R: Real>(
+pub(super) fn fill_table<R: Real>(
     factors: &[[Complex<f64>; 2]],
     scratch: &mut Vec<Complex<f64>>,
     table: &mut Vec<Complex<R>>,

@@ -30,7 +30,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 #[derive(Debug)]
 pub struct PreparedPlan {
     /// How often each pair is coupled, for a diagonal form.
-    multiplicity: Option<Arc<DeviceBuffer>>,
+    pub(super) multiplicity: Option<Arc<DeviceBuffer>>,
 }
 
 /// What captured encodes touch: never dropped.
@@ -86,7 +86,7 @@ pub(crate) struct CudaBackend {
     pub(super) board: Board,
     /// By their contents. They stay, as encodes in flight on any stream read them.
     multiplicities: Mutex<HashMap<Vec<u8>, Arc<DeviceBuffer>>>,
-    kernels: Kernels,
+    pub(super) kernels: Kernels,
     pub(super) pool: Arc<Pool>,
     stream: Arc<Stream>,
     pub(super) context: Arc<Context>,
@@ -394,17 +394,26 @@ impl CudaBackend {
         let launched = unsafe { self.kernels.enqueue(plan, args, held, to) };
         if captured {
             // Also where a later launch failed: the graph may hold an earlier one.
-            CAPTURED.lock().push(Captured {
-                _backend: Arc::clone(self),
-                _workspace: [workspace, rows],
-                _multiplicity: prepared.multiplicity.clone(),
-            });
+            self.keep_captured([workspace, rows], prepared);
         }
         launched
     }
 
+    /// Keeps what a captured launch touches.
+    pub(super) fn keep_captured(
+        self: &Arc<Self>,
+        workspace: [Option<DeviceBuffer>; 2],
+        prepared: &PreparedPlan,
+    ) {
+        CAPTURED.lock().push(Captured {
+            _backend: Arc::clone(self),
+            _workspace: workspace,
+            _multiplicity: prepared.multiplicity.clone(),
+        });
+    }
+
     /// Memory for an encode on `stream`, or for the replays of one that is captured.
-    fn working_memory(
+    pub(super) fn working_memory(
         &self,
         bytes: usize,
         captured: bool,
@@ -422,7 +431,7 @@ impl CudaBackend {
         Ok(Some(buffer))
     }
 
-    fn prepare<'a>(&self, plan: &'a EncodePlan) -> Result<&'a PreparedPlan> {
+    pub(super) fn prepare<'a>(&self, plan: &'a EncodePlan) -> Result<&'a PreparedPlan> {
         if let Some(prepared) = plan.cuda.get() {
             return Ok(prepared);
         }
@@ -449,6 +458,13 @@ impl CudaBackend {
         let buffer = Arc::new(buffer);
         known.insert(bytes, Arc::clone(&buffer));
         Ok(buffer)
+    }
+
+    /// Values in device memory, there when this returns.
+    pub(crate) fn upload(self: &Arc<Self>, values: &[u8]) -> Result<DeviceStates> {
+        let buffer = self.allocate(values.len())?;
+        buffer.copy_from_host(0, values, self.stream())?;
+        Ok(DeviceStates::new(Arc::clone(self), buffer, Ready::Now, None))
     }
 
     /// Bytes of the result, refused before any work where they cannot fit.

@@ -9,7 +9,8 @@
 //! them in order: in each stream the last one's event then stands for all of them, and taking a
 //! slot is a step in the thread's own memory. Threads beyond the number of segments share slots
 //! and ask. Those of encodes that are being captured into a graph are kept apart and never reused
-//! while there are enough, as a replay may report at any time.
+//! while there are enough, as a replay may report at any time. Encodes in graphs of our own hold theirs
+//! from capture to drop; every replay has a number of its own, and the graph records the slot's event.
 
 use super::{Context, DeviceBuffer, Event, MappedBuffer, Pool, RawStream, Stream};
 use crate::encoding::Form;
@@ -33,7 +34,10 @@ const SHARED: usize = 1024;
 /// Slots of captured encodes.
 const CAPTURED: usize = 1024;
 const FIRST_CAPTURED: usize = SEGMENTED + SHARED;
-const SLOTS: usize = FIRST_CAPTURED + CAPTURED;
+/// Slots of encodes in graphs of our own, each held for as long as its graph is there.
+const LENT: usize = 4096;
+const FIRST_LENT: usize = FIRST_CAPTURED + CAPTURED;
+const SLOTS: usize = FIRST_LENT + LENT;
 /// Word of the flag that any slot has something; the slots' flags follow.
 const ANY: usize = 0;
 /// Findings kept for states that may still ask.
@@ -87,6 +91,8 @@ pub(super) struct Board {
     next_sequence: AtomicU64,
     next_shared: AtomicUsize,
     next_captured: AtomicUsize,
+    /// Those of the slots for graphs that none holds.
+    to_lend: Mutex<Vec<usize>>,
 }
 
 impl Board {
@@ -108,6 +114,7 @@ impl Board {
             next_sequence: AtomicU64::new(1),
             next_shared: AtomicUsize::new(0),
             next_captured: AtomicUsize::new(0),
+            to_lend: Mutex::new((FIRST_LENT..SLOTS).rev().collect()),
         })
     }
 
@@ -118,17 +125,72 @@ impl Board {
         } else {
             self.take_slot()?
         };
-        if self.flags.load_u32(1 + slot) != 0 {
-            self.resolve(slot, &mut self.findings.lock())?;
-        }
-        let sequence = self.next_sequence.fetch_add(1, Ordering::Relaxed);
+        self.settle(slot)?;
+        self.describe(slot, plan);
+        Ok(self.renew(slot))
+    }
+
+    fn describe(&self, slot: usize, plan: &EncodePlan) {
         let state = &self.slots[slot];
         let bits = matches!(plan.form(), Form::Product(Product { factor: Factor::Bit, .. }));
         state.features.store(plan.features() as u64, Ordering::Relaxed);
         state.num_qubits.store(plan.spec().num_qubits(), Ordering::Relaxed);
         state.bits.store(bits, Ordering::Relaxed);
-        state.sequence.store(sequence, Ordering::Release);
-        Ok(Ticket { slot, sequence })
+    }
+
+    /// Gives a slot, whose last encode is done, to another.
+    fn renew(&self, slot: usize) -> Ticket {
+        let sequence = self.next_sequence.fetch_add(1, Ordering::Relaxed);
+        self.slots[slot].sequence.store(sequence, Ordering::Release);
+        Ticket { slot, sequence }
+    }
+
+    /// Moves what the last encode of a slot, which is done, has reported to the findings.
+    fn settle(&self, slot: usize) -> Result<()> {
+        if self.flags.load_u32(1 + slot) == 0 {
+            return Ok(());
+        }
+        self.resolve(slot, &mut self.findings.lock())
+    }
+
+    /// Takes a slot for an encode of a graph of our own, until [`Board::take_back`].
+    pub(super) fn lend(&self, plan: &EncodePlan) -> Result<Ticket> {
+        let Some(slot) = self.to_lend.lock().pop() else {
+            let expected = format!("at most {LENT} results of graphs at a time");
+            return Err(Error::invalid("graph", expected, "more"));
+        };
+        let ticket = Ticket { slot, sequence: 0 };
+        if self.slots[slot].done.get().is_none() {
+            match Event::new(&self.context) {
+                // Nobody else has this slot now, so nobody else sets it.
+                Ok(done) => drop(self.slots[slot].done.set(done)),
+                Err(error) => {
+                    self.take_back(ticket);
+                    return Err(error);
+                }
+            }
+        }
+        self.describe(slot, plan);
+        Ok(ticket)
+    }
+
+    /// The ticket of the next replay of the encode that holds a lent slot; the last one is done.
+    pub(super) fn next_replay(&self, ticket: Ticket) -> Result<Ticket> {
+        self.settle(ticket.slot)?;
+        Ok(self.renew(ticket.slot))
+    }
+
+    /// The event behind the replays of the encode that holds a lent slot.
+    pub(super) fn replayed(&self, ticket: Ticket) -> Option<&Event> {
+        self.slots[ticket.slot].done.get()
+    }
+
+    /// Takes a lent slot back; no replay is in flight.
+    pub(super) fn take_back(&self, ticket: Ticket) {
+        if let Err(error) = self.settle(ticket.slot) {
+            tracing::warn!(%error, "what a replay has reported could not be read");
+        }
+        self.to_lend.lock().push(ticket.slot);
     }
 
     /// A slot whose last encode is done.
@@ -273,7 +335,9 @@ impl Board {
     pub(super) fn synchronize(&self) -> Result<()> {
         let segments = (0..SEGMENTED).step_by(SEGMENT).map(|first| first..first + SEGMENT);
         let shared = (SEGMENTED..FIRST_CAPTURED).map(|slot| slot..slot + 1);
-        segments.chain(shared).try_for_each(|slots| self.wait(slots))
+        segments.chain(shared).try_for_each(|slots| self.wait(slots))?;
+        let lent = self.slots[FIRST_LENT..].iter().filter_map(|slot| slot.done.get());
+        lent.into_iter().try_for_each(Event::synchronize)
     }
 
     /// What was found about one encode, which is done; again at every call.

@@ -84,6 +84,11 @@ impl Context {
         self.ordinal
     }
 
+    /// The driver's name of the device.
+    pub(super) fn device(&self) -> CUdevice {
+        self.device
+    }
+
     /// The device as the public API names it, `cuda:0`.
     pub fn label(&self) -> String {
         device_label(self.ordinal)

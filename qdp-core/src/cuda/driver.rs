@@ -348,6 +348,8 @@ pub struct LiveObjects {
     pub mapped_buffers: usize,
     pub modules: usize,
     pub registered: usize,
+    pub graphs: usize,
+    pub executables: usize,
 }
 
 /// Counts the driver objects that are alive, for leak tests.
@@ -363,6 +365,8 @@ pub fn live_objects() -> LiveObjects {
         mapped_buffers: count(Kind::MappedBuffer),
         modules: count(Kind::Module),
         registered: count(Kind::RegisteredMemory),
+        graphs: count(Kind::Graph),
+        executables: count(Kind::Executable),
     }
 }
 
@@ -378,9 +382,11 @@ pub(super) enum Kind {
     MappedBuffer,
     Module,
     RegisteredMemory,
+    Graph,
+    Executable,
 }
 
-static COUNTS: [AtomicUsize; 9] = [const { AtomicUsize::new(0) }; 9];
+static COUNTS: [AtomicUsize; 11] = [const { AtomicUsize::new(0) }; 11];
 
 /// One live object in [`live_objects`]'s count: each driver object holds one.
 #[derive(Debug)]

@@ -4,7 +4,9 @@ use std::ptr;
 use std::sync::Arc;
 use std::time::Duration;
 
-use cudarc::driver::sys::{self, CUevent, CUevent_flags, CUevent_st, CUresult};
+use cudarc::driver::sys::{
+    self, CUevent, CUevent_flags, CUevent_record_flags, CUevent_st, CUresult,
+};
 
 use super::driver::{Handle, Kind, Live, check, check_wait, verify};
 use super::gate::call;
@@ -72,6 +74,20 @@ impl Event {
         let _bound = self.context.bind()?;
         // SAFETY: the event is alive, and whoever made the view keeps the stream alive.
         check("cuEventRecord", || unsafe { sys::cuEventRecord(self.raw(), stream.raw()) })
+    }
+
+    /// Makes the graph that the stream is being captured into record the event here at every
+    /// launch. Outside the capture the event is as it was.
+    ///
+    /// # Errors
+    /// [`Error::Driver`].
+    pub(super) fn record_in_graph(&self, stream: RawStream) -> Result<()> {
+        let _bound = self.context.bind()?;
+        let flags = CUevent_record_flags::CU_EVENT_RECORD_EXTERNAL as u32;
+        // SAFETY: the event is alive, and whoever made the view keeps the stream alive.
+        check("cuEventRecordWithFlags", || unsafe {
+            sys::cuEventRecordWithFlags(self.raw(), stream.raw(), flags)
+        })
     }
 
     /// Whether the event was reached.

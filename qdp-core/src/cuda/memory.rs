@@ -10,7 +10,7 @@ use parking_lot::Mutex;
 
 use super::driver::{Kind, Live, check};
 use super::release::{self, Home, Owner, Retired};
-use super::{CaptureGuard, Context, PinnedBuffer, RawStream};
+use super::{CaptureGuard, Context, Event, PinnedBuffer, RawStream};
 use crate::error::{Error, Result};
 
 /// A range of device memory, freed in stream order when dropped: on its home stream, behind
@@ -44,7 +44,23 @@ impl DeviceBuffer {
         home: RawStream,
     ) -> Self {
         let home = Home::Borrowed(home.for_any_thread());
-        Self::new(Arc::clone(context), ptr, bytes, home, Owner::External(owner))
+        Self::new(Arc::clone(context), ptr, bytes, home, Owner::External { owner, join: None })
+    }
+
+    /// A buffer over a part of memory of our own, which `owner` keeps, and `home`. `join` is for
+    /// ordering `home` behind the streams that the buffer is used on.
+    ///
+    /// # Safety
+    /// As for [`DeviceBuffer::external`].
+    pub(super) unsafe fn part(
+        context: &Arc<Context>,
+        (ptr, bytes): (u64, usize),
+        owner: Box<dyn Send + Sync>,
+        join: Arc<Mutex<Event>>,
+        home: RawStream,
+    ) -> Self {
+        let owner = Owner::External { owner, join: Some(join) };
+        Self::new(Arc::clone(context), ptr, bytes, Home::Borrowed(home), owner)
     }
 
     /// `owner` frees the memory at `ptr` in the order of `home`.
@@ -192,6 +208,31 @@ impl DeviceBuffer {
         // alive. The host's memory is not touched.
         check("cuMemcpyDtoDAsync", || unsafe {
             sys::cuMemcpyDtoDAsync_v2(target, source, range.len(), stream.raw())
+        })
+    }
+
+    /// Enqueues a copy of `bytes` bytes at a device address to this buffer at `offset`.
+    ///
+    /// # Errors
+    /// [`Error::InvalidArgument`] for a range beyond the end, [`Error::Driver`].
+    ///
+    /// # Safety
+    /// `source` must be valid for reads of `bytes` bytes in the order of `stream`.
+    pub(super) unsafe fn copy_from_address(
+        &self,
+        offset: usize,
+        source: u64,
+        bytes: usize,
+        stream: RawStream,
+    ) -> Result<()> {
+        let target = self.address(offset, bytes)?;
+        if bytes == 0 {
+            return Ok(());
+        }
+        let _bound = self.context.bind()?;
+        // SAFETY: the target range lies in the buffer; the rest is the caller's promise.
+        check("cuMemcpyDtoDAsync", || unsafe {
+            sys::cuMemcpyDtoDAsync_v2(target, source, bytes, stream.raw())
         })
     }
 

@@ -4,7 +4,8 @@
 //! CUDA runtime library use, so pointers, streams and events pass between them as they are. Each
 //! object below it ([`Stream`], [`Event`], [`Pool`], [`PinnedBuffer`], [`MappedBuffer`],
 //! [`Module`]) owns one driver object, is valid from construction to drop, and holds its parent
-//! by `Arc`, so parents outlive children whatever the drop order. A [`RawStream`] owns nothing:
+//! by `Arc`, so parents outlive children whatever the drop order ([`Executable`] owns its [`Graph`],
+//! and goes first). A [`RawStream`] owns nothing:
 //! it names a stream of somebody else's, and making one is `unsafe`.
 //!
 //! What may be in flight. Device work is enqueued and not awaited. A [`DeviceBuffer`] may be
@@ -27,6 +28,7 @@
 //! a test build (the feature `fault-injection`) can make any one of them fail.
 
 mod backend;
+mod backward;
 mod board;
 mod context;
 mod driver;
@@ -34,6 +36,7 @@ mod event;
 #[cfg(feature = "fault-injection")]
 pub mod faults;
 mod gate;
+mod graph;
 mod host;
 mod kernels;
 mod lanes;
@@ -44,6 +47,7 @@ mod pinned;
 mod pool;
 mod register;
 mod release;
+mod replay;
 mod states;
 mod stream;
 mod timeline;
@@ -56,6 +60,7 @@ pub use driver::{
     CaptureGuard, Driver, LiveObjects, REQUIRED_VERSION, begin_shutdown, live_objects, probe,
 };
 pub use event::Event;
+pub use graph::{Executable, Graph, Updated};
 pub(crate) use host::Reading;
 pub use launch::{Dim3, LaunchOptions, launch, launch_with};
 pub use memory::DeviceBuffer;
@@ -63,6 +68,7 @@ pub use module::{Function, Module};
 pub use pinned::{MappedBuffer, PinnedBuffer};
 pub use pool::{DEFAULT_RELEASE_FRACTION, Pool};
 pub use register::{PageLocked, RegisteredMemory};
+pub(crate) use replay::{Replayed, Replayer};
 pub(crate) use states::DeviceStates;
 pub use stream::{Priority, RawStream, Stream};
 

@@ -40,7 +40,12 @@ pub(super) enum Owner {
     /// We do, to the pool, on the home stream.
     Pool(Arc<Pool>),
     /// Whoever allocated it does, once this is dropped.
-    External(#[allow(dead_code, reason = "kept for its destructor")] Box<dyn Send + Sync>),
+    External {
+        #[allow(dead_code, reason = "kept for its destructor")]
+        owner: Box<dyn Send + Sync>,
+        /// Orders frees behind consumers, where there is one for many.
+        join: Option<Arc<Mutex<Event>>>,
+    },
 }
 
 /// Memory that nobody holds any more.
@@ -94,9 +99,12 @@ impl Retired {
             return Some(self);
         }
         for &consumer in &self.consumers {
-            let ordered = match pool {
-                Some(pool) => follow(home, consumer, &pool.join().lock()),
-                None => Event::new(&context).and_then(|event| follow(home, consumer, &event)),
+            let ordered = match &self.owner {
+                Owner::Pool(pool) => follow(home, consumer, &pool.join().lock()),
+                Owner::External { join: Some(join), .. } => follow(home, consumer, &join.lock()),
+                Owner::External { join: None, .. } => {
+                    Event::new(&context).and_then(|event| follow(home, consumer, &event))
+                }
             };
             // Where the device cannot be told to wait, the host waits: never free too early.
             if let Err(error) = ordered

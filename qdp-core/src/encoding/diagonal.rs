@@ -99,6 +99,19 @@ pub struct QuadraticPhase {
     angles: Vec<f64>,
 }
 
+/// The derivatives of a loss by the coefficients of a [`QuadraticPhase`], in its order: sums over
+/// the indices of the derivative by the phase there, of all, of those with a bit set, and of those
+/// with two.
+#[derive(Debug, Clone, Default)]
+pub struct QuadraticSlopes {
+    /// By `c`.
+    pub constant: f64,
+    /// By `s_k`.
+    pub singles: Vec<f64>,
+    /// By `w_jk`.
+    pub pairs: Vec<f64>,
+}
+
 impl Diagonal {
     pub(super) fn new(
         num_qubits: u32,
@@ -211,6 +224,40 @@ impl Diagonal {
         }
     }
 
+    /// The gradient of a loss by the features `x` of one sample, given that by the coefficients.
+    pub fn chain_into(&self, x: &[f64], slopes: &QuadraticSlopes, gradient: &mut [f64]) {
+        let n = self.num_qubits as usize;
+        let bit = |feature| if self.big_endian { n - 1 - feature } else { feature };
+        for (k, gradient) in gradient[..n].iter_mut().enumerate() {
+            let single = slopes.singles[bit(k)];
+            *gradient = match self.terms {
+                PairTerms::Explicit => single,
+                PairTerms::Zz => 2.0 * single,
+                PairTerms::Multi => single - 0.5 * slopes.constant,
+            };
+        }
+        let bits = (0..n).flat_map(|j| (j + 1..n).map(move |k| (j, k)));
+        for (pair, (j, k)) in bits.enumerate() {
+            let slope = slopes.pairs[pair];
+            if self.terms == PairTerms::Explicit {
+                gradient[n + self.positions[pair] as usize] = slope;
+                continue;
+            }
+            // What a pair's angle adds to each of its singles and takes twice from its own term.
+            let shared = slopes.singles[j] + slopes.singles[k] - 2.0 * slope;
+            let times = self.by_bits[pair] as f64;
+            let (a, b) = (bit(j), bit(k));
+            if self.terms == PairTerms::Zz {
+                gradient[a] -= 2.0 * times * shared * (PI - x[b]);
+                gradient[b] -= 2.0 * times * shared * (PI - x[a]);
+            } else {
+                let by_angle = times * (shared - 0.5 * slopes.constant);
+                gradient[a] += by_angle * x[b];
+                gradient[b] += by_angle * x[a];
+            }
+        }
+    }
+
     /// `2^(-n/2)` for each Hadamard layer that the diagonal of layer `rep` absorbs: its own, and
     /// after the last diagonal the final one's.
     pub fn scale(&self, rep: u32) -> f64 {
@@ -282,6 +329,49 @@ mod tests {
                 -(0..3).map(|k| x[k] * z(k)).sum::<f64>() / 2.0 - x[0] * x[2] * z(0) * z(2) / 2.0;
             let got = Complex::cis(radians(phase.at(index)));
             assert!((got - Complex::cis(expected)).norm() < 1e-14);
+        }
+    }
+
+    /// By finite differences of a function that is linear in the phases of all indices, which keeps
+    /// within a turn.
+    #[test]
+    fn the_chain_rule_reaches_the_features() {
+        let n = 3;
+        let pairs = [(0, 1), (1, 2), (1, 2), (0, 2)];
+        let weights: Vec<f64> = (0..1 << n).map(|i| f64::from(i * i % 7) - 2.5).collect();
+        for terms in [PairTerms::Explicit, PairTerms::Zz, PairTerms::Multi] {
+            for big_endian in [false, true] {
+                let diagonal = Diagonal::new(3, terms, &pairs, 1, false, big_endian);
+                let count = if terms == PairTerms::Explicit { 6 } else { 3 };
+                let x: Vec<f64> = (0..count).map(|k| 0.3 + 0.2 * f64::from(k)).collect();
+                let phases = |x: &[f64]| -> Vec<Turns> {
+                    let phase = diagonal.quadratic_phase(x);
+                    (0..1 << n).map(|i| phase.at(i)).collect()
+                };
+                let sum = |bits: usize| -> f64 {
+                    (0..1 << n).filter(|i| i & bits == bits).map(|i| weights[i]).sum()
+                };
+                let slopes = QuadraticSlopes {
+                    constant: sum(0),
+                    singles: (0..n).map(|k| sum(1 << k)).collect(),
+                    pairs: [3, 5, 6].map(sum).to_vec(),
+                };
+                let mut gradient = vec![f64::NAN; count as usize];
+                diagonal.chain_into(&x, &slopes, &mut gradient);
+                for k in 0..x.len() {
+                    let step = 1e-4;
+                    let (mut above, mut below) = (x.clone(), x.clone());
+                    above[k] += step;
+                    below[k] -= step;
+                    let change = phases(&above).into_iter().zip(phases(&below));
+                    let change: f64 = change
+                        .zip(&weights)
+                        .map(|((a, b), weight)| weight * radians(a.wrapping_sub(b)))
+                        .sum();
+                    let want = change / (2.0 * step);
+                    assert!((gradient[k] - want).abs() < 1e-8, "{terms:?} {big_endian} {k}");
+                }
+            }
         }
     }
 

@@ -79,6 +79,44 @@ impl Factor {
             }
         }
     }
+
+    /// The derivative by the feature of what [`Self::combine`] gives for the same phases; of a bit,
+    /// which has none, zero.
+    pub fn derivative(self, phase: Complex<f64>, common: Complex<f64>) -> [Complex<f64>; 2] {
+        let zero = Complex::new(0.0, 0.0);
+        match self {
+            Self::Rotation { axis, scale } => match axis {
+                Rotation::X => {
+                    [Complex::new(-scale * phase.im, 0.0), Complex::new(0.0, -scale * phase.re)]
+                }
+                Rotation::Y => {
+                    [Complex::new(-scale * phase.im, 0.0), Complex::new(scale * phase.re, 0.0)]
+                }
+                Rotation::Z => [phase.conj() * Complex::new(0.0, -scale), zero],
+            },
+            Self::Layers { scale, global, reps, final_hadamard } => {
+                let h = std::f64::consts::FRAC_1_SQRT_2;
+                let (by_common, by_both) =
+                    (Complex::new(0.0, global), Complex::new(0.0, global + scale));
+                let (mut state, mut slope) = ([Complex::new(1.0, 0.0), zero], [zero; 2]);
+                for _ in 0..reps {
+                    let ([a, b], [da, db]) = (state, slope);
+                    let (zero, one) = (h * common, h * common * phase);
+                    state = [(a + b) * zero, (a - b) * one];
+                    slope = [
+                        (da + db) * zero + state[0] * by_common,
+                        (da - db) * one + state[1] * by_both,
+                    ];
+                }
+                if final_hadamard {
+                    let [a, b] = slope;
+                    slope = [(a + b) * h, (a - b) * h];
+                }
+                slope
+            }
+            Self::Bit => [zero; 2],
+        }
+    }
 }
 
 /// A tensor product of one [`Factor`] per qubit.
@@ -106,6 +144,35 @@ mod tests {
         for factor in factors {
             let [a, b] = factor.evaluate(1.0);
             assert!((a.norm_sqr() + b.norm_sqr() - 1.0).abs() < 1e-14, "{factor:?}");
+        }
+    }
+
+    #[test]
+    fn derivatives_are_those_of_the_factors() {
+        let layers = |scale, global, reps, final_hadamard| Factor::Layers {
+            scale,
+            global,
+            reps,
+            final_hadamard,
+        };
+        let rotation = |axis, scale| Factor::Rotation { axis, scale };
+        for factor in [
+            rotation(Rotation::X, 1.0),
+            rotation(Rotation::Y, 0.5),
+            rotation(Rotation::Z, 0.5),
+            layers(1.0, 0.0, 1, false),
+            layers(1.0, 0.0, 1, true),
+            layers(2.0, 0.0, 3, false),
+            layers(1.0, -0.5, 4, true),
+        ] {
+            let (x, step) = (0.7, 1e-5);
+            let (scale, global) = factor.scales();
+            let got = factor.derivative(Complex::cis(scale * x), Complex::cis(global * x));
+            let (above, below) = (factor.evaluate(x + step), factor.evaluate(x - step));
+            for branch in 0..2 {
+                let want = (above[branch] - below[branch]) / (2.0 * step);
+                assert!((got[branch] - want).norm() < 1e-8, "{factor:?} {branch}");
+            }
         }
     }
 

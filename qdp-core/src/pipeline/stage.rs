@@ -236,6 +236,16 @@ fn power_of_two_near(x: f64) -> f64 {
     f64::from_bits(x.to_bits() & (0x7ff << 52))
 }
 
+/// Copies values as they are to `target`, rows without gaps.
+pub(crate) fn copy_rows(input: &Input<'_>, target: &mut [u8]) {
+    let row_bytes = input.features() * input.dtype().size();
+    with_element!(input.dtype(), T => {
+        for (row, target) in target.chunks_exact_mut(row_bytes.max(1)).enumerate() {
+            copy(input.row::<T>(row), target);
+        }
+    });
+}
+
 fn copy<T: Element>(row: Row<'_, T>, target: &mut [u8]) {
     if let Some(slice) = row.as_slice() {
         return copy_slice(slice, false, target);

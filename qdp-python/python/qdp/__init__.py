@@ -11,13 +11,17 @@ from __future__ import annotations
 
 from qdp._batcher import Batcher
 from qdp._future import EncodeFuture
+from qdp._gram import gram, gram_blocks
 from qdp._qdp import (
     CoalesceHandle,
     Coalescer,
     Engine,
+    Graph,
+    GraphInput,
     Pinned,
     PipelineConfig,
     Plan,
+    Replay,
     StateBatch,
     __version__,
     device_info,
@@ -60,6 +64,8 @@ __all__ = [
     "EncodeFuture",
     "Engine",
     "FeatureCountError",
+    "Graph",
+    "GraphInput",
     "InvalidArgumentError",
     "InvalidDataError",
     "NonFiniteError",
@@ -70,11 +76,14 @@ __all__ = [
     "Plan",
     "QdpError",
     "QueueFullError",
+    "Replay",
     "ShapeError",
     "StateBatch",
     "StateStream",
     "ZeroNormError",
     "__version__",
     "device_info",
+    "gram",
+    "gram_blocks",
     "pin",
 ]

@@ -1,8 +1,9 @@
 """Types of the native module."""
 
 from asyncio import AbstractEventLoop, Future
-from collections.abc import Iterable
-from typing import Any, ClassVar, Literal, Self, final
+from collections.abc import Iterable, Mapping, Sequence
+from types import GenericAlias
+from typing import Any, ClassVar, Generic, Literal, Self, TypeVar, final, overload
 
 import numpy as np
 import numpy.typing as npt
@@ -20,18 +21,26 @@ __all__ = [
     "CoalesceHandle",
     "Coalescer",
     "Engine",
+    "Graph",
+    "GraphInput",
     "Pinned",
     "PipelineConfig",
     "Plan",
+    "Replay",
     "StateBatch",
     "__version__",
     "check",
     "device_info",
     "encode",
+    "encode_backward",
+    "encode_values",
     "pin",
+    "restore_plan",
 ]
 
 __version__: str
+
+_Replayed_co = TypeVar("_Replayed_co", covariant=True)
 
 @final
 class CoalesceHandle:
@@ -158,6 +167,59 @@ class Engine:
         entanglement: Entanglement | None = None,
         convention: Convention = "qdp",
     ) -> Plan: ...
+    @overload
+    def capture(  # type: ignore[overload-overlap]
+        self,
+        num_qubits: int,
+        encoding: str,
+        batch_size: int | Sequence[int],
+        *,
+        input: Any = None,
+        features: int | None = None,
+        inputs: None = None,
+        constants: None = None,
+        rotation: Literal["x", "y", "z"] | None = None,
+        reps: int | None = None,
+        entanglement: Entanglement | None = None,
+        convention: Convention = "qdp",
+        validate: Literal["deferred", "now"] = "deferred",
+    ) -> Graph[StateBatch]:
+        """Capture an encoding of batches of ``batch_size`` samples, to replay it.
+
+        One launch brings a batch to the device, encodes it and records the event behind the
+        states. ``encoding`` is a name, or a sequence of several for the same samples, names or
+        pairs of a name and its options: the samples are brought once and encoded side by side.
+        ``batch_size`` is a size or several: a smaller batch is padded to the next size. ``input``
+        is the samples' element type, a name or NumPy's or torch's (float64), and ``features`` the
+        number of their values, by default as many as the encoding takes.
+
+        ``inputs`` names small arrays that come with each batch, with a shape of one or two
+        dimensions and an element type: ``{"labels": ((None,), "int64")}``, where ``None`` stands
+        for the number of samples. They travel with the samples in one copy. ``constants`` are
+        arrays by name that are copied now. ``validate`` is for samples on the device.
+
+        Returns a :class:`qdp.Graph`, whose ``replay(data, **inputs)`` returns a
+        :class:`qdp.StateBatch`, or a :class:`qdp.Replay` where there are several encodings,
+        ``inputs`` or ``constants``. On the CPU a replay is an encode.
+        """
+
+    @overload
+    def capture(
+        self,
+        num_qubits: int,
+        encoding: str | Sequence[str | tuple[str, Mapping[str, Any]]],
+        batch_size: int | Sequence[int],
+        *,
+        input: Any = None,
+        features: int | None = None,
+        inputs: dict[str, tuple[Sequence[int | None], Any]] | None = None,
+        constants: dict[str, Any] | None = None,
+        rotation: Literal["x", "y", "z"] | None = None,
+        reps: int | None = None,
+        entanglement: Entanglement | None = None,
+        convention: Convention = "qdp",
+        validate: Literal["deferred", "now"] = "deferred",
+    ) -> Graph[Replay]: ...
     def batcher(
         self,
         num_qubits: int,
@@ -272,6 +334,93 @@ class BatcherRequest:
     """A request of a task's."""
 
     def cancel(self) -> bool: ...
+
+@final
+class Graph(Generic[_Replayed_co]):
+    """Encodes captured for batches of fixed sizes: made by :meth:`qdp.Engine.capture`.
+
+    Attributes: ``sizes``, the batch sizes, ascending; ``num_features`` and ``dtype`` of a sample;
+    ``device``; ``slots``, how many batches there is memory for at the moment.
+
+    Threads may share it: their replays take turns.
+    """
+
+    @classmethod
+    def __class_getitem__(cls, item: Any) -> GenericAlias: ...
+    @property
+    def sizes(self) -> tuple[int, ...]: ...
+    @property
+    def num_features(self) -> int: ...
+    @property
+    def dtype(self) -> str: ...
+    @property
+    def device(self) -> str: ...
+    @property
+    def slots(self) -> int: ...
+    def replay(self, data: Any, /, **inputs: Any) -> _Replayed_co:
+        """Encode a batch of at most the largest size; a smaller one is padded to the next size.
+
+        ``data`` has the captured element type and shape ``(batch, num_features)`` or
+        ``(num_features,)``. What it returns never changes: its memory is used again when nobody
+        holds it, or a tensor made of it, any more, behind everything that the streams it was
+        handed to did with it. Whoever holds more than the last batch makes the graph take memory
+        for as many more, until :meth:`trim`.
+
+        Samples on the host are copied and validated before this returns. A CUDA tensor is copied
+        on its stream, and validated by the kernel. Inputs are named as at the capture, and on the
+        host.
+
+        Raises :class:`qdp.ShapeError` (with the sizes), :class:`qdp.DTypeError`,
+        :class:`qdp.DeviceMismatchError` and :class:`qdp.InvalidArgumentError` for what the graph
+        was not captured for, :class:`qdp.CaptureError` while the tensor's stream is being
+        captured, and what :meth:`qdp.Engine.encode` raises.
+        """
+
+    def trim(self) -> None:
+        """Give back the memory that no replay is using, and what the driver keeps for graphs.
+
+        The next replay takes memory anew and updates its graph in place, which takes a while.
+        """
+
+@final
+class Replay:
+    """What a replay made of a batch.
+
+    ``states`` has a :class:`qdp.StateBatch` for each encoding, ``state`` is the first of them;
+    ``inputs`` has a :class:`qdp.GraphInput` for each input beside the samples and each constant.
+    """
+
+    @property
+    def states(self) -> tuple[StateBatch, ...]: ...
+    @property
+    def state(self) -> StateBatch: ...
+    @property
+    def inputs(self) -> dict[str, GraphInput]: ...
+
+@final
+class GraphInput:
+    """An input of a replay, or a constant of its graph, on the graph's device.
+
+    On a CUDA device it may not be there yet: whoever imports it waits on its stream.
+    """
+
+    @property
+    def shape(self) -> tuple[int, ...]: ...
+    @property
+    def dtype(self) -> str: ...
+    @property
+    def device(self) -> str: ...
+    def numpy(self) -> npt.NDArray[Any]: ...
+    def torch(self) -> Any: ...
+    def __dlpack__(
+        self,
+        *,
+        stream: Any = None,
+        max_version: tuple[int, int] | None = None,
+        dl_device: tuple[int, int] | None = None,
+        copy: bool | None = None,
+    ) -> Any: ...
+    def __dlpack_device__(self) -> tuple[int, int]: ...
 
 @final
 class PipelineConfig:
@@ -396,7 +545,58 @@ def encode(
     ``torch.cuda.graph`` capture. The result is ``out``, or new; on CUDA it is made by torch's own
     allocator.
 
+    The result is differentiable where ``x`` requires a gradient. The function may be compiled by
+    ``torch.compile``, traced, and transformed by ``torch.func``: it is then the operator
+    ``torch.ops.qdp.encode``. Its gradient is computed from ``x`` and keeps nothing of the states'
+    size; derivatives beyond the first, and forward-mode ones, are taken through torch's own
+    operations, which do. ``out`` has no gradient, and "basis" neither.
+
     See :meth:`qdp.Engine.encode` for the other arguments.
+    """
+
+def encode_values(
+    x: Tensor,
+    num_qubits: int,
+    encoding: str = "amplitude",
+    *,
+    rotation: Literal["x", "y", "z"] | None = None,
+    reps: int | None = None,
+    entanglement: Entanglement | None = None,
+    convention: Convention = "qdp",
+    precision: Precision | None = None,
+    validate: Literal["deferred", "now"] = "deferred",
+    out: Tensor | None = None,
+) -> Any: ...
+def encode_backward(
+    grad: Tensor,
+    x: Tensor,
+    num_qubits: int,
+    encoding: str = "amplitude",
+    *,
+    rotation: Literal["x", "y", "z"] | None = None,
+    reps: int | None = None,
+    entanglement: Entanglement | None = None,
+    convention: Convention = "qdp",
+    out: Tensor | None = None,
+) -> Any:
+    """The gradient of a loss by a tensor, given its gradient by the states that encoding it gives.
+
+    ``grad`` has shape ``(batch, 2**num_qubits)`` and dtype complex64 or complex128, which is also
+    the precision of the computation: as torch's gradients of complex tensors,
+    ``dL/d(real part) + i dL/d(imaginary part)``. ``x`` is what was encoded, shape ``(features,)``
+    or ``(batch, features)``, of a floating dtype. The result is ``out``, or new, with the shape,
+    dtype and device of ``x``; a complex ``x`` has a complex gradient of the same kind. All are
+    tensors on one device and may have any strides; the rows of ``out`` are without gaps. On CUDA
+    the work is enqueued on torch's current stream and nothing waits; the call is legal inside
+    ``torch.cuda.graph`` capture.
+
+    A sample that has no state (a value that is not finite, or a norm of zero) gets a gradient of
+    NaN.
+
+    Raises :class:`qdp.InvalidArgumentError` for ``"basis"``, which has no gradient, and for tensors
+    that require one; :class:`qdp.DTypeError` for integers and for a ``grad`` that is not complex;
+    :class:`qdp.ShapeError`, :class:`qdp.FeatureCountError` and :class:`qdp.DeviceMismatchError`
+    for tensors that do not belong together. See :meth:`qdp.Engine.encode` for the other arguments.
     """
 
 def device_info() -> dict[str, Any]: ...
@@ -428,3 +628,5 @@ def pin(array: Any) -> Pinned:
     device; :class:`qdp.OutOfMemoryError` where the system does not lock as much;
     :class:`qdp.DriverError` for memory that cannot be locked.
     """
+
+def restore_plan(device: str, precision: Precision | None, arguments: dict[str, Any]) -> Plan: ...

@@ -36,6 +36,7 @@ mod tests;
 
 pub use config::{BatcherConfig, WhenFull};
 pub use protocol::stats::{BatcherStats, SIZE_CLASSES};
+pub(crate) use rows::fill;
 
 use crate::element::Precision;
 use crate::encoding::EncodeSpec;

@@ -195,7 +195,7 @@ impl Drop for Rows {
 }
 
 /// Values that name a state, whatever the encoding: zeros, but a one where a norm is wanted.
-fn fill(plan: &EncodePlan, target: &mut [u8]) {
+pub(crate) fn fill(plan: &EncodePlan, target: &mut [u8]) {
     target.fill(0);
     if matches!(plan.form(), Form::Amplitude) {
         let row_bytes = plan.features() * plan.dtype().size();

@@ -5,11 +5,13 @@ mod args;
 mod basis;
 mod diagonal;
 mod gather;
+mod gradient;
 mod product;
 mod split;
 mod tile;
 
 pub(super) use args::CommonArgs;
+pub(super) use gradient::GradientArgs;
 pub(super) use split::Chunk;
 
 use super::{Context, Function, LaunchOptions, Module, RawStream, launch_with};
@@ -26,6 +28,7 @@ pub(super) struct Kernels {
     product: product::Kernels,
     diagonal: diagonal::Kernels,
     gather: gather::Kernels,
+    gradient: gradient::Kernels,
     split: split::Kernels,
     /// Whether launches may overlap what precedes them: the device can, and the code, which the
     /// driver may have compiled from the PTX of an older architecture, waits for it.
@@ -55,6 +58,7 @@ impl Kernels {
             product: product::Kernels::load(&loader)?,
             diagonal: diagonal::Kernels::load(&loader)?,
             gather: gather::Kernels::load(&loader)?,
+            gradient: gradient::Kernels::load(&loader)?,
             split: split::Kernels::load(&loader)?,
             overlap: context.compute_capability().0 >= 9
                 && loader.function("qdp_basis_c64")?.ptx_version()? >= 90,

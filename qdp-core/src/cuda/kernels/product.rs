@@ -36,6 +36,13 @@ const FACTOR_BYTES: u32 = 32;
 #[repr(C)]
 struct ProductArgs {
     tile: TileArgs,
+    factor: FactorArgs,
+}
+
+/// Mirrors `qdp::FactorArgs` in product.cuh.
+#[derive(Debug, Clone, Copy)]
+#[repr(C)]
+pub(super) struct FactorArgs {
     scale: f64,
     global: f64,
     kind: u32,
@@ -64,7 +71,7 @@ impl Kernels {
         stream: LaunchStream,
     ) -> Result<()> {
         let tile = Tile::new(common, precision, BLOCK_BYTES);
-        let args = ProductArgs::new(tile.args, product);
+        let args = ProductArgs { tile: tile.args, factor: FactorArgs::new(product) };
         let shape = Shape {
             blocks: tile.blocks,
             threads: tile.threads,
@@ -82,8 +89,8 @@ fn shared_bytes(tile: &TileArgs, precision: Precision) -> u32 {
     tile.rows * (tile.common.num_qubits * FACTOR_BYTES + entries * precision.size() as u32)
 }
 
-impl ProductArgs {
-    fn new(tile: TileArgs, product: &Product) -> Self {
+impl FactorArgs {
+    pub(super) fn new(product: &Product) -> Self {
         let (kind, scale) = match product.factor {
             Factor::Rotation { axis: Rotation::X, scale } => (0, scale),
             Factor::Rotation { axis: Rotation::Y, scale } => (1, scale),
@@ -98,7 +105,7 @@ impl ProductArgs {
             _ => (0.0, 0, 0),
         };
         let big_endian = u32::from(product.big_endian);
-        Self { tile, scale, global, kind, reps, big_endian, final_hadamard }
+        Self { scale, global, kind, reps, big_endian, final_hadamard }
     }
 }
 

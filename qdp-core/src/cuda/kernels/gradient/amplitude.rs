@@ -1,0 +1,188 @@
+//! Launches of `amplitude_gradient.cu`.
+
+use super::super::amplitude::DTYPES;
+use super::super::{LaunchStream, Loader, Shape};
+use super::GradientArgs;
+use crate::cuda::Function;
+use crate::element::Precision;
+use crate::error::Result;
+
+/// `MAX_UNITS` of amplitude.cuh: units of 16 bytes of the cotangent that a thread takes of a row.
+const UNITS: u64 = 8;
+/// `MAX_GRADIENT_GROUP` of `amplitude_gradient.cu`: the most threads that share a short row.
+const MAX_GROUP: u64 = 512;
+/// Threads that share a short row at least, where it has so many units: lines stay whole.
+const MIN_GROUP: u64 = 8;
+/// Threads of a block of short rows, at least.
+const SHORT_THREADS: u64 = 64;
+/// `GRADIENT_THREADS` of `amplitude_gradient.cu`: threads of a chunk of a long row.
+const LONG_THREADS: u64 = 256;
+/// How far behind the end of its row the gradient of a long row is written, in bytes of features and
+/// cotangent and in chunks: where it is too near blocks wait for sums, where it is too far the L2
+/// cache has lost the row.
+const SLACK_BYTES: u64 = 4 << 20;
+const MAX_SLACK: u64 = 384;
+/// Size of the slots of a chunk or row: its two sums.
+const SLOTS_BYTES: u64 = 16;
+
+/// Mirrors `qdp::AmplitudeGradientArgs`.
+#[derive(Debug, Clone, Copy)]
+#[repr(C)]
+struct AmplitudeGradientArgs {
+    gradient: GradientArgs,
+    group: u32,
+    total_lag: u32,
+    write_lag: u64,
+    chunks: u64,
+    sums: u64,
+    totals: u64,
+}
+
+struct OfDType {
+    short: [Function; 2],
+    long: [Function; 2],
+}
+
+pub(super) struct Kernels {
+    /// By element type; `None` for integers.
+    by_dtype: Vec<Option<OfDType>>,
+    clear: Function,
+}
+
+impl Kernels {
+    pub(super) fn load(loader: &Loader<'_>) -> Result<Self> {
+        let by_dtype = DTYPES.iter().map(|(dtype, name)| {
+            if dtype.is_integer() {
+                return Ok(None);
+            }
+            let of = |path| loader.by_precision(&format!("qdp_amplitude_gradient_{path}_{name}"));
+            Ok(Some(OfDType { short: of("short")?, long: of("long")? }))
+        });
+        Ok(Self {
+            by_dtype: by_dtype.collect::<Result<_>>()?,
+            clear: loader.function("qdp_amplitude_gradient_clear")?,
+        })
+    }
+
+    /// For the sums of long rows.
+    pub(super) fn workspace_bytes(precision: Precision, args: &GradientArgs) -> usize {
+        match Path::of(precision, args.common.features) {
+            Path::Short { .. } => 0,
+            Path::Long { chunks } => (args.common.batch * (chunks + 1) * SLOTS_BYTES) as usize,
+        }
+    }
+
+    /// # Safety
+    ///
+    /// As for [`super::super::Kernels::enqueue_gradient`].
+    pub(super) unsafe fn enqueue(
+        &self,
+        precision: Precision,
+        gradient: GradientArgs,
+        workspace: u64,
+        stream: LaunchStream,
+    ) -> Result<()> {
+        let common = &gradient.common;
+        let Some(kernels) = &self.by_dtype[common.dtype as usize] else {
+            return Err(crate::gradient::no_gradient_by(DTYPES[common.dtype as usize].0));
+        };
+        let (batch, features) = (common.batch, common.features);
+        let args = AmplitudeGradientArgs {
+            gradient,
+            group: 0,
+            total_lag: 0,
+            write_lag: 0,
+            chunks: 0,
+            sums: 0,
+            totals: 0,
+        };
+        let shape =
+            |blocks, threads: u64| Shape { blocks, threads: threads as u32, ..Shape::default() };
+        // SAFETY: the caller's promise; the arguments mirror the kernels' parameter. The workspace
+        // holds slots for each chunk and row, and is cleared in the order of the stream.
+        unsafe {
+            match Path::of(precision, features) {
+                Path::Short { group } => {
+                    let args = AmplitudeGradientArgs { group: group as u32, ..args };
+                    let threads = group.max(SHORT_THREADS);
+                    let blocks = (batch * group).div_ceil(threads);
+                    let kernel = &kernels.short[precision as usize];
+                    shape(blocks, threads).launch(kernel, &args, stream)
+                }
+                Path::Long { chunks } => {
+                    let (all, slack) = (batch * chunks, slack(precision, common.dtype));
+                    let args = AmplitudeGradientArgs {
+                        total_lag: (slack / 2) as u32,
+                        write_lag: chunks + slack,
+                        chunks,
+                        sums: workspace,
+                        totals: workspace + all * SLOTS_BYTES,
+                        ..args
+                    };
+                    let slots = 2 * (all + batch);
+                    let blocks = slots.div_ceil(LONG_THREADS);
+                    shape(blocks, LONG_THREADS).launch(&self.clear, &args, stream)?;
+                    let kernel = &kernels.long[precision as usize];
+                    shape(all + args.write_lag, LONG_THREADS).launch(kernel, &args, stream)
+                }
+            }
+        }
+    }
+}
+
+/// Features of a chunk of a long row.
+fn chunk(precision: Precision) -> u64 {
+    LONG_THREADS * UNITS * 16 / precision.size() as u64
+}
+
+/// How many chunks behind the end of its row the gradient of a long row is written.
+fn slack(precision: Precision, dtype: u32) -> u64 {
+    let both = DTYPES[dtype as usize].0.size() + precision.size();
+    (SLACK_BYTES / (chunk(precision) * both as u64)).min(MAX_SLACK)
+}
+
+/// Which kernel writes rows, and how they are cut.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Path {
+    Short { group: u64 },
+    Long { chunks: u64 },
+}
+
+impl Path {
+    fn of(precision: Precision, features: u64) -> Self {
+        let units = (features * precision.size() as u64).div_ceil(16);
+        let group = units.div_ceil(UNITS).max(units.min(MIN_GROUP)).next_power_of_two();
+        if group <= MAX_GROUP {
+            Self::Short { group }
+        } else {
+            Self::Long { chunks: features.div_ceil(chunk(precision)) }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Whatever the number of features, threads and chunks have room for all and none is idle but
+    /// for rounding to a power of two.
+    #[test]
+    fn rows_are_covered() {
+        for precision in [Precision::Complex64, Precision::Complex128] {
+            let of_unit = 16 / precision.size() as u64;
+            for features in (1..300).chain([1023, 4096, 8191, 8192, 8193, 1 << 20, (1 << 24) + 1]) {
+                match Path::of(precision, features) {
+                    Path::Short { group } => {
+                        assert!(group.is_power_of_two() && group <= MAX_GROUP, "{features}");
+                        assert!(group * UNITS * of_unit >= features, "{features}");
+                        assert!(group <= 2 * MIN_GROUP || group * 4 * of_unit < features);
+                    }
+                    Path::Long { chunks } => {
+                        assert!(chunks * chunk(precision) >= features, "{features}");
+                        assert!((chunks - 1) * chunk(precision) < features, "{features}");
+                    }
+                }
+            }
+        }
+    }
+}

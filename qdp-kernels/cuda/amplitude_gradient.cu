@@ -1,0 +1,291 @@
+// Gradients by the amplitudes: (g - psi Re<psi, g>) / norm(x), of which a real x takes the real
+// part.
+//
+// As amplitude.cu scales rows: a short row and its cotangent are kept in the registers of a group
+// of threads until its two sums are known; long rows are cut into chunks, and each block sums one
+// and writes the gradient of an earlier one, which the L2 cache still holds. What lies behind the
+// features is not read.
+//
+// Both sums, of the squares and of Re conj(x) g, are in double and in an order that depends on the
+// number of features alone.
+
+#include "amplitude.cuh"
+#include "gradient.cuh"
+
+namespace qdp {
+
+// The two sums of a row or of its part.
+struct RowSums {
+    double square, product;
+};
+
+struct AmplitudeGradientArgs : GradientArgs {
+    uint32_t group;      // threads of a short row, a power of two
+    uint32_t total_lag;  // how many chunks behind its last one a long row is added up
+    uint64_t write_lag;  // how many chunks behind the sums gradients of long rows are written
+    uint64_t chunks;     // of a long row
+    Slot* sums;          // [chunk][square, product] of long rows, cleared before
+    Slot* totals;        // [row][square, product], behind the sums
+};
+
+// Mirrored and explained in qdp-core/src/cuda/kernels/gradient/amplitude.rs.
+constexpr uint32_t MAX_GRADIENT_GROUP = 512;
+constexpr uint32_t GRADIENT_THREADS = 256;    // of a chunk of a long row
+constexpr uint32_t MAX_EACH_GRADIENT = 512;  // chunks of a row that each block adds up for itself
+
+template <class T>
+__device__ __forceinline__ T from_complex(Complex<double> z) {
+    return static_cast<T>(z.re);
+}
+template <>
+__device__ __forceinline__ __half from_complex(Complex<double> z) {
+    return __double2half(z.re);
+}
+template <>
+__device__ __forceinline__ __nv_bfloat16 from_complex(Complex<double> z) {
+    return __double2bfloat16(z.re);
+}
+template <>
+__device__ __forceinline__ Complex<float> from_complex(Complex<double> z) {
+    return round_to<float>(z);
+}
+template <>
+__device__ __forceinline__ Complex<double> from_complex(Complex<double> z) {
+    return z;
+}
+
+template <class T>
+constexpr bool IS_COMPLEX = false;
+template <class R>
+constexpr bool IS_COMPLEX<Complex<R>> = true;
+
+// What a thread has of a row and its cotangent: the units at `first`, `first + step` and so on.
+template <class T, class R>
+struct GradientPart {
+    const GradientArgs& args;
+    uint64_t row, first;
+    uint32_t step;
+    Unit<T, R> x[MAX_UNITS];
+    Unit<Complex<R>, R> g[MAX_UNITS];
+
+    __device__ __forceinline__ GradientPart(const GradientArgs& args, uint64_t row, uint64_t first,
+                                            uint32_t step)
+        : args(args), row(row), first(first), step(step) {}
+
+    // Whether all of the thread's units are there and aligned.
+    __device__ __forceinline__ bool whole() const {
+        const auto aligned = [](const void* at, size_t to) {
+            return reinterpret_cast<uintptr_t>(at) % to == 0;
+        };
+        return args.col_stride == 1 && args.cotangent.col_stride == 1 &&
+               aligned(args.input, alignof(Unit<T, R>)) && aligned(args.cotangent.values, 16) &&
+               aligned(args.output, alignof(Unit<T, R>)) &&
+               (args.row_stride | args.cotangent.row_stride | args.output_stride) % UNIT<R> == 0 &&
+               first + (MAX_UNITS - 1) * step + UNIT<R> <= args.features;
+    }
+
+    template <class V>
+    static __device__ __forceinline__ const V* row_of(const void* values, uint64_t row,
+                                                      int64_t stride) {
+        return static_cast<const V*>(values) + static_cast<int64_t>(row) * stride;
+    }
+
+    // With zeros behind the features.
+    template <Read READ, class V>
+    __device__ __forceinline__ void load(Unit<V, R> (&units)[MAX_UNITS], const V* in,
+                                         int64_t stride, bool whole) {
+        if (whole) {
+            const V* from = in + first;
+            if constexpr (READ == Read::FIRST) {
+                from = cuda::associate_access_property(from, cuda::access_property::persisting());
+            } else if constexpr (READ == Read::AGAIN) {
+                from = cuda::associate_access_property(from, cuda::access_property::streaming());
+            }
+#pragma unroll
+            for (uint32_t u = 0; u < MAX_UNITS; ++u) {
+                units[u] = *reinterpret_cast<const Unit<V, R>*>(from + u * step);
+            }
+        } else {
+#pragma unroll
+            for (uint32_t u = 0; u < MAX_UNITS; ++u) {
+                units[u] = {};
+#pragma unroll
+                for (uint32_t k = 0; k < UNIT<R>; ++k) {
+                    const uint64_t i = first + u * step + k;
+                    if (i >= args.features) break;
+                    units[u].x[k] = in[static_cast<int64_t>(i) * stride];
+                }
+            }
+        }
+    }
+    template <Read READ>
+    __device__ __forceinline__ void load() {
+        const bool all = whole();
+        load<READ>(x, row_of<T>(args.input, row, args.row_stride), args.col_stride, all);
+        const Cotangent& of = args.cotangent;
+        load<READ>(g, row_of<Complex<R>>(of.values, row, of.row_stride), of.col_stride, all);
+        settle(x);
+        settle(g);
+    }
+
+    __device__ __forceinline__ RowSums sums() const {
+        RowSums sums = {0.0, 0.0};
+#pragma unroll
+        for (uint32_t u = 0; u < MAX_UNITS; ++u) {
+#pragma unroll
+            for (uint32_t k = 0; k < UNIT<R>; ++k) {
+                const Complex<double> a = to_complex(x[u].x[k]), b = to_complex(g[u].x[k]);
+                sums.square += a.re * a.re;
+                sums.product += a.re * b.re;
+                if (IS_COMPLEX<T>) {
+                    sums.square += a.im * a.im;
+                    sums.product += a.im * b.im;
+                }
+            }
+        }
+        return sums;
+    }
+
+    // Writes the gradient. The inverse of a bad row's norm is NaN, and so is all that it multiplies.
+    __device__ __forceinline__ void store(RowSums sums) const {
+        const bool valid = isfinite(sums.square) && sums.square >= MIN_NORM_SQUARED;
+        const double inverse = valid ? rsqrt(sums.square) : not_a_number<double>().re;
+        const double along = sums.product * inverse * inverse;
+        T* const out = static_cast<T*>(args.output) + row * args.output_stride + first;
+        const bool all = whole();
+#pragma unroll
+        for (uint32_t u = 0; u < MAX_UNITS; ++u) {
+            Unit<T, R> unit;
+#pragma unroll
+            for (uint32_t k = 0; k < UNIT<R>; ++k) {
+                const Complex<double> a = to_complex(x[u].x[k]), b = to_complex(g[u].x[k]);
+                unit.x[k] = from_complex<T>((b - a * along) * inverse);
+            }
+            if (all) {
+                *reinterpret_cast<Unit<T, R>*>(out + u * step) = unit;
+            } else {
+#pragma unroll
+                for (uint32_t k = 0; k < UNIT<R>; ++k) {
+                    if (first + u * step + k < args.features) out[u * step + k] = unit.x[k];
+                }
+            }
+        }
+    }
+};
+
+__device__ __forceinline__ RowSums group_sums(RowSums sums, uint32_t group,
+                                              double (&warps)[2][MAX_WARPS]) {
+    return {group_sum(sums.square, group, warps[0]), group_sum(sums.product, group, warps[1])};
+}
+
+template <class T, class R>
+__device__ void amplitude_gradient_short(const AmplitudeGradientArgs& args) {
+    __shared__ double warps[2][MAX_WARPS];
+    const uint32_t lane = threadIdx.x & (args.group - 1);
+    const uint64_t thread = static_cast<uint64_t>(blockIdx.x) * blockDim.x + threadIdx.x;
+    const uint64_t row = thread >> __popc(args.group - 1);
+    // Threads beyond the batch take part in the sums: they repeat its last row.
+    const bool inside = row < args.batch;
+    GradientPart<T, R> part(args, inside ? row : args.batch - 1, lane * UNIT<R>,
+                            args.group * UNIT<R>);
+    part.template load<Read::ONCE>();
+    const RowSums sums = group_sums(part.sums(), args.group, warps);
+    // Kept as they are: as doubles they would take more registers than there are.
+    settle(part.x);
+    settle(part.g);
+    if (inside) part.store(sums);
+}
+
+__device__ inline void amplitude_gradient_clear(const AmplitudeGradientArgs& args) {
+    Slot* const slot = args.sums + static_cast<uint64_t>(blockIdx.x) * blockDim.x + threadIdx.x;
+    if (slot < args.totals + 2 * args.batch) *slot = 0;
+}
+
+// As `publish` and `await`, of two sums, the second of any sign: minus zero stands for zero.
+__device__ __forceinline__ void publish(Slot* slots, RowSums sums) {
+    publish(slots[0], sums.square);
+    publish(slots[1], sums.product == 0.0 ? 0.0 : sums.product);
+}
+__device__ __forceinline__ RowSums await_both(Slot* slots) {
+    return {await(slots[0]), await(slots[1])};
+}
+
+// The sums of a long row, from those of its chunks.
+__device__ inline RowSums add_up(Slot* slots, uint64_t chunks, double (&warps)[2][MAX_WARPS]) {
+    RowSums sums = {0.0, 0.0};
+    const uint32_t group = chunks <= 32 ? 32 : GRADIENT_THREADS;
+    for (uint64_t chunk = threadIdx.x % group; chunk < chunks; chunk += group) {
+        const RowSums of_chunk = await_both(slots + 2 * chunk);
+        sums.square += of_chunk.square;
+        sums.product += of_chunk.product;
+    }
+    return group_sums(sums, group, warps);
+}
+
+// A block sums chunk `summed`, adds the row up that ends at chunk `totalled`, and writes the
+// gradient of chunk `written`. Blocks with lower indices make what it waits for, or it does itself.
+template <class T, class R>
+__device__ void amplitude_gradient_long(const AmplitudeGradientArgs& args) {
+    __shared__ double warps[2][2][MAX_WARPS];
+    constexpr uint32_t STEP = GRADIENT_THREADS * UNIT<R>, CHUNK = MAX_UNITS * STEP;
+    const uint64_t chunks = args.chunks, count = args.batch * chunks;
+    const uint32_t lane = threadIdx.x * UNIT<R>;
+    // Where a lag is larger than the index, this wraps around beyond the count.
+    const uint64_t summed = blockIdx.x;
+    const uint64_t totalled = summed - args.total_lag;
+    const uint64_t written = summed - args.write_lag;
+
+    if (summed < count) {
+        const uint64_t row = summed / chunks;
+        GradientPart<T, R> part(args, row, (summed - row * chunks) * CHUNK + lane, STEP);
+        part.template load<Read::FIRST>();
+        const RowSums sums = group_sums(part.sums(), GRADIENT_THREADS, warps[0]);
+        if (threadIdx.x == 0) publish(args.sums + 2 * summed, sums);
+    }
+    // Up to some length, each block adds its row up: that is sooner done than told by another.
+    const bool each = chunks <= MAX_EACH_GRADIENT;
+    if (!each && totalled < count && totalled % chunks == chunks - 1) {
+        const RowSums sums = add_up(args.sums + 2 * (totalled - (chunks - 1)), chunks, warps[1]);
+        if (threadIdx.x == 0) publish(args.totals + 2 * (totalled / chunks), sums);
+    }
+    if (written < count) {
+        // The last chunk first: it was read last.
+        const uint64_t row = written / chunks, chunk = chunks - 1 - (written - row * chunks);
+        GradientPart<T, R> part(args, row, chunk * CHUNK + lane, STEP);
+        part.template load<Read::AGAIN>();
+        part.store(each ? add_up(args.sums + 2 * row * chunks, chunks, warps[1])
+                        : await_both(args.totals + 2 * row));
+    }
+}
+
+}  // namespace qdp
+
+extern "C" __global__ void __launch_bounds__(qdp::GRADIENT_THREADS)
+    qdp_amplitude_gradient_clear(const __grid_constant__ qdp::AmplitudeGradientArgs args) {
+    qdp::wait_for_previous();
+    qdp::amplitude_gradient_clear(args);
+}
+
+#define QDP_AMPLITUDE_GRADIENT(T, NAME)                                 \
+    QDP_AMPLITUDE_GRADIENT_TO(T, NAME, float, c64)                      \
+    QDP_AMPLITUDE_GRADIENT_TO(T, NAME, double, c128)
+#define QDP_AMPLITUDE_GRADIENT_TO(T, NAME, R, PRECISION)                \
+    extern "C" __global__ void __launch_bounds__(qdp::MAX_GRADIENT_GROUP) \
+        qdp_amplitude_gradient_short_##NAME##_##PRECISION(              \
+            const __grid_constant__ qdp::AmplitudeGradientArgs args) {  \
+        qdp::wait_for_previous();                                       \
+        qdp::amplitude_gradient_short<T, R>(args);                      \
+    }                                                                   \
+    extern "C" __global__ void __launch_bounds__(qdp::GRADIENT_THREADS) \
+        qdp_amplitude_gradient_long_##NAME##_##PRECISION(               \
+            const __grid_constant__ qdp::AmplitudeGradientArgs args) {  \
+        qdp::wait_for_previous();                                       \
+        qdp::amplitude_gradient_long<T, R>(args);                       \
+    }
+
+QDP_AMPLITUDE_GRADIENT(__half, f16)
+QDP_AMPLITUDE_GRADIENT(__nv_bfloat16, bf16)
+QDP_AMPLITUDE_GRADIENT(float, f32)
+QDP_AMPLITUDE_GRADIENT(double, f64)
+QDP_AMPLITUDE_GRADIENT(qdp::Complex<float>, c64)
+QDP_AMPLITUDE_GRADIENT(qdp::Complex<double>, c128)

@@ -1,0 +1,549 @@
+//! `Graph`: encodes captured once and replayed.
+
+use crate::dlpack;
+use crate::errors::{Failure, Result};
+use crate::exchange::Table;
+use crate::input::{Data, plain_array};
+use crate::options::{self, SpecArgs};
+use crate::state::{StateBatch, make_ready_for};
+use dlpark::DlpackFlags;
+use dlpark::python::{ExportAbi, ExportRequest};
+use numpy::npyffi::flags::NPY_ARRAY_WRITEABLE;
+use numpy::npyffi::{NpyTypes, PY_ARRAY_API, get_type_object, npy_intp};
+use numpy::{PyArrayDescr, PyArrayDescrMethods};
+use pyo3::exceptions::{PyBufferError, PyTypeError};
+use pyo3::prelude::*;
+use pyo3::types::{PyDict, PyGenericAlias, PyString, PyTuple, PyType};
+use pyo3::{IntoPyObjectExt, intern};
+use qdp_core::graph::{Array, GraphSpec, InputSpec};
+use qdp_core::{DType, Device, EncodeSpec, Error, Input, Precision};
+use std::ffi::c_int;
+
+/// Batches of so few bytes are copied sooner than the GIL is given up and taken back.
+const QUICK_BYTES: usize = 64 << 10;
+
+/// Encodes captured for batches of fixed sizes: made by :meth:`qdp.Engine.capture`.
+///
+/// Attributes: ``sizes``, the batch sizes, ascending; ``num_features`` and ``dtype`` of a sample;
+/// ``device``; ``slots``, how many batches there is memory for at the moment.
+///
+/// Threads may share it: their replays take turns.
+#[pyclass(frozen, module = "qdp", name = "Graph")]
+pub(crate) struct Graph {
+    captured: qdp_core::Graph,
+    /// Whether a replay is one batch of states and nothing else.
+    plain: bool,
+    names: Vec<Py<PyString>>,
+    constants: Vec<(Py<PyString>, Py<GraphInput>)>,
+}
+
+/// What is captured, as Python values.
+pub(crate) struct CaptureArgs<'a, 'py> {
+    pub(crate) encoding: &'a Bound<'py, PyAny>,
+    /// The options of every encoding, but its name.
+    pub(crate) spec: SpecArgs<'a, 'py>,
+    pub(crate) batch_size: &'a Bound<'py, PyAny>,
+    pub(crate) input: Option<&'a Bound<'py, PyAny>>,
+    pub(crate) features: Option<&'a Bound<'py, PyAny>>,
+    pub(crate) inputs: Option<&'a Bound<'py, PyDict>>,
+    pub(crate) constants: Option<&'a Bound<'py, PyDict>>,
+    pub(crate) validate: &'a str,
+}
+
+impl CaptureArgs<'_, '_> {
+    pub(crate) fn run(
+        &self,
+        py: Python<'_>,
+        engine: &qdp_core::Engine,
+        precision: Option<Precision>,
+    ) -> Result<Graph> {
+        let inputs = self.inputs.map_or(Ok(Vec::new()), input_specs)?;
+        let data = self.constants.map_or(Ok(Vec::new()), |constants| {
+            constants
+                .iter()
+                .map(|(name, value)| Ok((name.extract()?, Data::import(&value, engine, None)?)))
+                .collect::<Result<Vec<(String, _)>>>()
+        })?;
+        let constants: Vec<_> = data.iter().map(|(name, data)| constant(name, data)).collect();
+        let spec = GraphSpec {
+            encodings: self.specs()?,
+            sizes: sizes(self.batch_size)?,
+            dtype: self.input.map_or(Ok(DType::F64), |input| dtype("input", input))?,
+            features: self.features.map(|value| options::size("features", value)).transpose()?,
+            precision,
+            validate_now: options::validate_now(self.validate)?,
+            inputs,
+        };
+        let graph = py.detach(|| engine.capture(spec, &constants))?;
+        let single = self.encoding.is_instance_of::<PyString>();
+        let plain = single && self.inputs.is_none() && self.constants.is_none();
+        let intern = |name: &String| PyString::intern(py, name).unbind();
+        let names = graph.inputs().iter().map(|spec| intern(&spec.name)).collect();
+        let constants = graph
+            .constants()
+            .iter()
+            .map(|(name, array)| Ok((intern(name), Py::new(py, GraphInput::new(array.clone()))?)));
+        let constants = constants.collect::<PyResult<_>>()?;
+        Ok(Graph { captured: graph, plain, names, constants })
+    }
+
+    /// The encodings, of which each may have options of its own.
+    fn specs(&self) -> Result<Vec<EncodeSpec>> {
+        if let Ok(encoding) = self.encoding.extract::<String>() {
+            return Ok(vec![SpecArgs { encoding: &encoding, ..self.spec }.parse()?]);
+        }
+        let expected = "an encoding, or several, each a name or a pair of a name and its options";
+        let parse = |item: PyResult<Bound<'_, PyAny>>| -> Result<EncodeSpec> {
+            let item = item?;
+            if let Ok(encoding) = item.extract::<String>() {
+                return SpecArgs { encoding: &encoding, ..self.spec }.parse();
+            }
+            let pair = item.extract::<(String, Bound<'_, PyDict>)>();
+            let (encoding, given) =
+                pair.map_err(|_| options::invalid("encoding", expected, &item))?;
+            let known = ["rotation", "reps", "entanglement", "convention"];
+            for name in given.keys() {
+                if !known.contains(&name.extract::<String>()?.as_str()) {
+                    return Err(options::invalid("encoding", &format!("options {known:?}"), &name));
+                }
+            }
+            let option = |name| given.get_item(name);
+            let text = |name| -> PyResult<Option<String>> {
+                option(name)?.map(|value| value.extract()).transpose()
+            };
+            let (rotation, convention) = (text("rotation")?, text("convention")?);
+            let (reps, entanglement) = (option("reps")?, option("entanglement")?);
+            SpecArgs {
+                num_qubits: self.spec.num_qubits,
+                encoding: &encoding,
+                rotation: rotation.as_deref().or(self.spec.rotation),
+                reps: reps.as_ref().or(self.spec.reps),
+                entanglement: entanglement.as_ref().or(self.spec.entanglement),
+                convention: convention.as_deref().unwrap_or(self.spec.convention),
+            }
+            .parse()
+        };
+        let items = self.encoding.try_iter();
+        items
+            .map_err(|_| options::invalid("encoding", expected, self.encoding))?
+            .map(parse)
+            .collect()
+    }
+}
+
+fn sizes(value: &Bound<'_, PyAny>) -> Result<Vec<usize>> {
+    let size = |value: &Bound<'_, PyAny>| options::size("batch_size", value);
+    if value.hasattr(intern!(value.py(), "__index__"))? {
+        return Ok(vec![size(value)?]);
+    }
+    let items = value
+        .try_iter()
+        .map_err(|_| options::invalid("batch_size", "a positive integer or several", value))?;
+    items.map(|item| size(&item?)).collect()
+}
+
+/// An element type by its name, or as NumPy's or torch's.
+fn dtype(argument: &'static str, value: &Bound<'_, PyAny>) -> Result<DType> {
+    let name = if let Ok(name) = value.extract::<String>() {
+        name
+    } else if let Ok(class) = value.cast::<PyType>() {
+        class.name()?.to_string()
+    } else {
+        value.str()?.to_string()
+    };
+    let name = name.strip_prefix("torch.").unwrap_or(&name);
+    if name == "bool" {
+        return Ok(DType::U8);
+    }
+    name.parse().map_err(|_| options::invalid(argument, "the name of an element type", value))
+}
+
+fn input_specs(inputs: &Bound<'_, PyDict>) -> Result<Vec<InputSpec>> {
+    let expected =
+        "names with a shape and an element type, such as {\"labels\": ((None,), \"int64\")}";
+    let spec = |(name, value): (Bound<'_, PyAny>, Bound<'_, PyAny>)| {
+        let pair = value.extract::<(Vec<Option<usize>>, Bound<'_, PyAny>)>();
+        let (shape, element) = pair.map_err(|_| options::invalid("inputs", expected, &value))?;
+        Ok(InputSpec { name: name.extract()?, shape, dtype: dtype("inputs", &element)? })
+    };
+    inputs.iter().map(spec).collect()
+}
+
+fn constant<'a>(name: &str, data: &'a Data<'_>) -> (InputSpec, Input<'a>) {
+    let input = data.input();
+    let shape = if data.layout.single {
+        vec![Some(input.features())]
+    } else {
+        vec![Some(input.batch()), Some(input.features())]
+    };
+    (InputSpec { name: name.to_owned(), shape, dtype: input.dtype() }, input)
+}
+
+#[pymethods]
+impl Graph {
+    #[classmethod]
+    fn __class_getitem__<'py>(
+        class: &Bound<'py, PyType>,
+        item: &Bound<'py, PyAny>,
+    ) -> PyResult<Bound<'py, PyGenericAlias>> {
+        PyGenericAlias::new(class.py(), class.as_any(), item)
+    }
+
+    /// Batch sizes, ascending.
+    #[getter]
+    fn sizes<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyTuple>> {
+        PyTuple::new(py, self.captured.sizes())
+    }
+
+    /// Values per sample.
+    #[getter]
+    fn num_features(&self) -> usize {
+        self.captured.samples().1
+    }
+
+    /// Name of the samples' element type.
+    #[getter]
+    fn dtype(&self) -> String {
+        self.captured.samples().0.to_string()
+    }
+
+    /// Where it encodes, `"cpu"` or `"cuda:N"`.
+    #[getter]
+    fn device(&self) -> String {
+        self.captured.engine().device().to_string()
+    }
+
+    /// How many batches there is memory for at the moment; 0 on the CPU, which keeps none.
+    #[getter]
+    fn slots(&self, py: Python<'_>) -> usize {
+        py.detach(|| self.captured.slots())
+    }
+
+    /// Encode a batch: samples of the captured element type and number of features, shape
+    /// `(batch, num_features)` with batch at most the largest size, or one of shape
+    /// `(num_features,)`. A batch between two sizes is padded to the larger one, and the states are
+    /// those of the batch.
+    ///
+    /// Returns the `StateBatch`, or, where the graph was captured with several encodings, `inputs`
+    /// or `constants`, a `Replay`. What it returns never changes: its memory is used again when
+    /// nobody holds it, or a tensor made of it, any more, behind everything that the streams it was
+    /// handed to did with it. Whoever holds more than the last batch makes the graph take memory
+    /// for as many more, until `trim()`.
+    ///
+    /// Samples on the host are copied and validated before this returns. A CUDA tensor is copied on
+    /// its stream, and validated by the kernel. Inputs are named as at the capture, and on the host.
+    ///
+    /// Raises `ShapeError`, `DTypeError`, `DeviceMismatchError` and `InvalidArgumentError` for what
+    /// the graph was not captured for, `CaptureError` while the tensor's stream is being captured,
+    /// and what encode raises.
+    #[pyo3(signature = (data, /, **inputs))]
+    fn replay<'py>(
+        &self,
+        data: &Bound<'py, PyAny>,
+        inputs: Option<&Bound<'py, PyDict>>,
+    ) -> Result<Bound<'py, PyAny>> {
+        let py = data.py();
+        if let Some(samples) = plain_array(data) {
+            return self.run(py, &samples, inputs, None);
+        }
+        let mut imported = Data::import(data, self.captured.engine(), None)?;
+        if imported.layout.device != Device::Cpu && imported.layout.has_gaps() {
+            // Whatever library's it is, a copy without gaps is its own to make, on its stream.
+            let dense = data.call_method0(intern!(py, "contiguous")).map_err(|cause| {
+                let expected = "samples without gaps";
+                crate::errors::invalid_because(py, "data", expected, cause)
+            })?;
+            imported = Data::import(&dense, self.captured.engine(), None)?;
+        }
+        let stream = imported.stream;
+        let replayed = self.run(py, &imported.input(), inputs, stream);
+        if let (Some(owner), Some(stream)) = (imported.into_device_owner(), stream) {
+            // Where this fails, the owner is dropped: the context is broken, and nothing runs in
+            // it any more.
+            let _ = self.captured.engine().keep_until_done(stream, owner);
+        }
+        replayed
+    }
+
+    /// Give back the memory that no replay is using, and what the driver keeps for graphs. The next
+    /// replay takes memory anew and updates its graph in place, which takes a while.
+    fn trim(&self, py: Python<'_>) -> Result<()> {
+        Ok(py.detach(|| self.captured.trim())?)
+    }
+
+    fn __repr__(&self) -> String {
+        let names: Vec<&str> =
+            self.captured.encodings().map(|spec| spec.encoding().name()).collect();
+        let qubits = self.captured.encodings().next().map_or(0, EncodeSpec::num_qubits);
+        let (dtype, features) = self.captured.samples();
+        format!(
+            "Graph(num_qubits={qubits}, encodings={names:?}, sizes={:?}, dtype={dtype}, \
+             num_features={features}, device='{}')",
+            self.captured.sizes(),
+            self.device()
+        )
+    }
+}
+
+impl Graph {
+    fn run<'py>(
+        &self,
+        py: Python<'py>,
+        samples: &Input<'_>,
+        inputs: Option<&Bound<'py, PyDict>>,
+        stream: Option<qdp_core::cuda::RawStream>,
+    ) -> Result<Bound<'py, PyAny>> {
+        let given = inputs.map_or(0, PyDictMethods::len);
+        if given != self.names.len() {
+            return Err(self.wrong_inputs(py, inputs));
+        }
+        if given == 0 {
+            return self.run_with(py, samples, &[], stream);
+        }
+        let mut others = Vec::with_capacity(given);
+        for name in &self.names {
+            let value = inputs.map_or(Ok(None), |inputs| inputs.get_item(name))?;
+            let Some(value) = value else { return Err(self.wrong_inputs(py, inputs)) };
+            others.push(Other::import(value, self.captured.engine())?);
+        }
+        let others: Vec<_> = others.iter().map(Other::input).collect();
+        self.run_with(py, samples, &others, stream)
+    }
+
+    fn run_with<'py>(
+        &self,
+        py: Python<'py>,
+        samples: &Input<'_>,
+        others: &[Input<'_>],
+        stream: Option<qdp_core::cuda::RawStream>,
+    ) -> Result<Bound<'py, PyAny>> {
+        let run = || self.captured.replay(samples, others, stream);
+        let on_gpu = self.captured.engine().device() != Device::Cpu;
+        let enqueues = on_gpu && samples.num_bytes() <= QUICK_BYTES && self.captured.is_idle();
+        let mut replay = if enqueues { run() } else { py.detach(run) }?;
+        if self.plain
+            && let Some(state) = replay.states.pop()
+        {
+            return Ok(Bound::new(py, StateBatch::new(state, false))?.into_any());
+        }
+        let states =
+            replay.states.into_iter().map(|state| Py::new(py, StateBatch::new(state, false)));
+        let states = states.collect::<PyResult<Vec<_>>>()?;
+        let inputs = PyDict::new(py);
+        for (name, array) in self.names.iter().zip(replay.inputs) {
+            inputs.set_item(name, Py::new(py, GraphInput::new(array))?)?;
+        }
+        for (name, array) in &self.constants {
+            inputs.set_item(name, array)?;
+        }
+        let states = PyTuple::new(py, states)?.unbind();
+        Ok(Bound::new(py, Replay { states, inputs: inputs.unbind() })?.into_any())
+    }
+
+    #[cold]
+    fn wrong_inputs(&self, py: Python<'_>, inputs: Option<&Bound<'_, PyDict>>) -> Failure {
+        let wanted: Vec<String> = self.names.iter().map(|name| name.bind(py).to_string()).collect();
+        let given = inputs.map_or(Vec::new(), |inputs| {
+            inputs.keys().iter().map(|name| name.to_string()).collect::<Vec<_>>()
+        });
+        Error::invalid("inputs", format!("{wanted:?}"), format!("{given:?}")).into()
+    }
+}
+
+/// An input beside the samples: an array as it is, or what describes it.
+enum Other<'py> {
+    Plain(Bound<'py, PyAny>),
+    Data(Data<'py>),
+}
+
+impl<'py> Other<'py> {
+    fn import(value: Bound<'py, PyAny>, engine: &qdp_core::Engine) -> Result<Self> {
+        if plain_array(&value).is_some() {
+            return Ok(Self::Plain(value));
+        }
+        Ok(Self::Data(Data::import(&value, engine, None)?))
+    }
+
+    fn input(&self) -> Input<'_> {
+        match self {
+            Self::Data(data) => data.input(),
+            Self::Plain(array) => plain_array(array).unwrap_or(Input::sample::<f64>(&[])),
+        }
+    }
+}
+
+/// What a replay made of a batch: `states`, a tuple with a `StateBatch` for each encoding, and
+/// `inputs`, a dict with a `GraphInput` for each input beside the samples and for each constant.
+#[pyclass(frozen, module = "qdp", name = "Replay")]
+pub(crate) struct Replay {
+    states: Py<PyTuple>,
+    inputs: Py<PyDict>,
+}
+
+#[pymethods]
+impl Replay {
+    /// The states of the batch, for each encoding.
+    #[getter]
+    fn states(&self, py: Python<'_>) -> Py<PyTuple> {
+        self.states.clone_ref(py)
+    }
+
+    /// The states of the first encoding.
+    #[getter]
+    fn state<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyAny>> {
+        self.states.bind(py).get_item(0).map(Bound::into_any)
+    }
+
+    /// The inputs beside the samples and the constants, by name.
+    #[getter]
+    fn inputs(&self, py: Python<'_>) -> Py<PyDict> {
+        self.inputs.clone_ref(py)
+    }
+
+    fn __repr__(&self, py: Python<'_>) -> PyResult<String> {
+        let (states, inputs) = (self.states.bind(py).repr()?, self.inputs.bind(py).repr()?);
+        Ok(format!("Replay(states={states}, inputs={inputs})"))
+    }
+}
+
+/// An input of a replay, or a constant of its graph, on the graph's device.
+///
+/// On a CUDA device it may not be there yet: whoever imports it waits on its stream.
+#[pyclass(frozen, module = "qdp", name = "GraphInput")]
+pub(crate) struct GraphInput {
+    array: Array,
+    /// Shape and strides as DLPack has them.
+    shape: Vec<i64>,
+    strides: Vec<i64>,
+}
+
+impl GraphInput {
+    fn new(array: Array) -> Self {
+        let shape: Vec<i64> = array.shape().iter().map(|&size| size as i64).collect();
+        let strides = if let [_, columns] = *shape { vec![columns, 1] } else { vec![1] };
+        Self { array, shape, strides }
+    }
+
+    pub(crate) fn array(&self) -> &Array {
+        &self.array
+    }
+
+    pub(crate) fn dims(&self) -> (&[i64], &[i64]) {
+        (&self.shape, &self.strides)
+    }
+}
+
+#[pymethods]
+impl GraphInput {
+    /// Its shape.
+    #[getter]
+    fn shape<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyTuple>> {
+        PyTuple::new(py, &self.shape)
+    }
+
+    /// Name of its element type.
+    #[getter]
+    fn dtype(&self) -> String {
+        self.array.dtype().to_string()
+    }
+
+    /// Where it lies, `"cpu"` or `"cuda:N"`.
+    #[getter]
+    fn device(&self) -> String {
+        self.array.device().to_string()
+    }
+
+    fn __repr__(&self, py: Python<'_>) -> PyResult<String> {
+        let shape = self.shape(py)?.repr()?;
+        Ok(format!("GraphInput(shape={shape}, dtype={}, device='{}')", self.dtype(), self.device()))
+    }
+
+    /// As a NumPy array: without a copy on the CPU, after waiting and a copy on CUDA.
+    fn numpy<'py>(slf: &Bound<'py, Self>) -> Result<Bound<'py, PyAny>> {
+        let (py, this) = (slf.py(), slf.get());
+        let host = if this.array.device() == Device::Cpu {
+            slf.clone()
+        } else {
+            Bound::new(py, Self::new(py.detach(|| this.array.to_host())?))?
+        };
+        let this = host.get();
+        let name = this.array.dtype().to_string();
+        if name == "bfloat16" {
+            return Err(PyTypeError::new_err("NumPy has no bfloat16").into());
+        }
+        let descr = PyArrayDescr::new(py, name)?;
+        let size = this.array.dtype().size() as npy_intp;
+        let mut shape: Vec<npy_intp> = this.shape.iter().map(|&n| n as npy_intp).collect();
+        let mut strides: Vec<npy_intp> =
+            this.strides.iter().map(|&n| n as npy_intp * size).collect();
+        // SAFETY: the GIL is held. The memory holds the described elements, initialised and
+        // aligned, for as long as `host`, which becomes the array's base and so lives as long as
+        // the array. NumPy takes over the references to the dtype and to the base.
+        unsafe {
+            let array = PY_ARRAY_API.PyArray_NewFromDescr(
+                py,
+                get_type_object(py, NpyTypes::PyArray_Type),
+                descr.into_dtype_ptr(),
+                shape.len() as c_int,
+                shape.as_mut_ptr(),
+                strides.as_mut_ptr(),
+                this.array.as_ptr().cast(),
+                NPY_ARRAY_WRITEABLE,
+                std::ptr::null_mut(),
+            );
+            let array = Bound::from_owned_ptr_or_err(py, array)?;
+            let base = host.clone().into_ptr();
+            if PY_ARRAY_API.PyArray_SetBaseObject(py, array.as_ptr().cast(), base) != 0 {
+                return Err(PyErr::fetch(py).into());
+            }
+            Ok(array)
+        }
+    }
+
+    /// As a torch tensor on the same device, without a copy, ready on torch's current stream.
+    fn torch<'py>(slf: &Bound<'py, Self>) -> Result<Bound<'py, PyAny>> {
+        let py = slf.py();
+        let torch = py.import(intern!(py, "torch"))?;
+        let this = slf.get();
+        let Some(table) = Table::torch(py)? else {
+            return Ok(torch.call_method1(intern!(py, "from_dlpack"), (slf,))?);
+        };
+        if let Device::Cuda(ordinal) = this.array.device() {
+            this.array.make_ready_on(table.current_stream(py, ordinal)?)?;
+        }
+        Ok(table.to_python(py, dlpack::export_input(this, DlpackFlags::empty())?)?)
+    }
+
+    #[pyo3(signature = (*, stream=None, max_version=None, dl_device=None, copy=None))]
+    fn __dlpack__<'py>(
+        &self,
+        py: Python<'py>,
+        stream: Option<&Bound<'py, PyAny>>,
+        max_version: Option<(u32, u32)>,
+        dl_device: Option<(u32, i32)>,
+        copy: Option<bool>,
+    ) -> Result<Bound<'py, PyAny>> {
+        let request = ExportRequest::parse(stream, max_version, dl_device, copy)?;
+        let own = crate::layout::dlpack_device(self.array.device());
+        if copy == Some(true) || request.device().is_some_and(|device| device != own) {
+            let text = "an input of a graph is exported as it lies; copy the tensor made of it";
+            return Err(PyBufferError::new_err(text).into());
+        }
+        make_ready_for(self.array.device(), &request, |stream| self.array.make_ready_on(stream))?;
+        let none = DlpackFlags::empty();
+        let capsule = match request.abi() {
+            ExportAbi::Versioned => {
+                dlpack::export_input::<dlpark::ffi::DLManagedTensorVersioned>(self, none)?
+                    .into_bound_py_any(py)
+            }
+            ExportAbi::Legacy => dlpack::export_input::<dlpark::ffi::DLManagedTensor>(self, none)?
+                .into_bound_py_any(py),
+        };
+        capsule.map_err(Failure::Python)
+    }
+
+    /// DLPack's type and number of the device.
+    fn __dlpack_device__(&self) -> (u32, i32) {
+        crate::layout::dlpack_device(self.array.device()).into()
+    }
+}

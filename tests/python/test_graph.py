@@ -1,0 +1,641 @@
+"""Graphs: what a replay returns is what encode returns, and it never changes."""
+
+from __future__ import annotations
+
+import gc
+import threading
+from concurrent.futures import ThreadPoolExecutor
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pytest
+import qdp
+import reference
+from cases import CASES, PLAIN_CASES, PRECISIONS, Case
+from devices import DEVICE, on_device
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+LONG = 500_000_000  # clock cycles of a sleeping kernel: a quarter of a second or so
+
+
+def samples(batch: int, features: int = 8, seed: int = 0) -> Any:
+    return np.random.default_rng([seed, batch]).uniform(-3, 3, size=(batch, features))
+
+
+class TestReplay:
+    @pytest.mark.parametrize("precision", PRECISIONS)
+    @pytest.mark.parametrize("case", CASES, ids=str)
+    def test_equals_encode(
+        self, case: Case, precision: Any, engine_for: Callable[[Any], qdp.Engine]
+    ) -> None:
+        engine = engine_for(precision)
+        for n in (1, 3, 8, 11):
+            x, options = case.cast(case.samples(n, batch=5), precision), case.options(n)
+            graph = engine.capture(
+                n, case.encoding, 5, input=x.dtype, features=x.shape[1], **options
+            )
+            for k in range(4):
+                data = np.roll(x, k, axis=0)
+                state = graph.replay(data)
+                assert state.shape == (5, 2**n)
+                expected = engine.encode(data, n, case.encoding, **options).numpy()
+                reference.assert_close(
+                    state.numpy(), expected, data, n, case.encoding, slack=2, **options
+                )
+
+    def test_sizes(self, engine: qdp.Engine) -> None:
+        """A smaller batch is padded to the next size, and what pads it is never seen."""
+        graph = engine.capture(4, "amplitude", [16, 4, 64], features=16)
+        assert graph.sizes == (4, 16, 64)
+        for batch in (64, 1, 3, 4, 5, 16, 17, 63, 2, 64, 0):
+            x = samples(batch, 16)
+            state = graph.replay(x)
+            assert state.shape == (batch, 16)
+            np.testing.assert_allclose(
+                state.numpy(), engine.encode(x, 4).numpy(), rtol=0, atol=1e-15
+            )
+        engine.check()
+
+    def test_too_large_a_batch_names_the_sizes(self, engine: qdp.Engine) -> None:
+        graph = engine.capture(8, "angle", [16, 4])
+        with pytest.raises(qdp.ShapeError, match=r"at most 16 \(captured for 4, 16\)") as caught:
+            graph.replay(samples(17))
+        assert caught.value.argument == "data"
+        assert caught.value.got == "(17, 8)"
+
+    def test_one_sample(self, engine: qdp.Engine) -> None:
+        state = engine.capture(8, "angle", 4).replay(samples(1)[0])
+        assert state.shape == (1, 256)
+
+    @pytest.mark.parametrize(
+        "data",
+        [
+            pytest.param(lambda x: x[:, ::-1], id="reversed columns"),
+            pytest.param(np.asfortranarray, id="columns"),
+            pytest.param(lambda x: np.repeat(x, 2, axis=0)[::2], id="rows apart"),
+            pytest.param(lambda x: x.tolist(), id="lists"),
+            pytest.param(lambda x: x.astype(">f8"), id="bytes swapped"),
+        ],
+    )
+    def test_host_data_of_every_kind(self, data: Any, engine: qdp.Engine) -> None:
+        given = data(samples(6))
+        state = engine.capture(8, "angle", 8).replay(given)
+        np.testing.assert_allclose(
+            state.numpy(), engine.encode(given, 8, "angle").numpy(), rtol=0, atol=1e-15
+        )
+
+    def test_cpu_tensors(self, engine: qdp.Engine, torch: Any) -> None:
+        graph = engine.capture(8, "angle", 8, input=torch.float64)
+        x = torch.from_numpy(samples(6))
+        for given in (x, x.T.contiguous().T):
+            expected = engine.encode(x, 8, "angle").numpy()
+            np.testing.assert_allclose(graph.replay(given).numpy(), expected, rtol=0, atol=1e-15)
+
+    @pytest.mark.parametrize("name", [np.float32, np.dtype("float32"), "float32"])
+    def test_element_types(self, name: Any, engine: qdp.Engine) -> None:
+        graph = engine.capture(3, "angle", 2, input=name)
+        assert graph.dtype == "float32"
+        assert graph.replay(np.zeros((2, 3), np.float32)).dtype == np.complex64
+        with pytest.raises(qdp.DTypeError, match="float32, as the graph was captured for"):
+            graph.replay(np.zeros((2, 3)))
+
+    def test_host_input_may_change_after_the_call(self, engine: qdp.Engine) -> None:
+        graph = engine.capture(8, "angle", 64)
+        for k in range(8):
+            x = samples(64, seed=k)
+            expected = engine.encode(x, 8, "angle").numpy()
+            state = graph.replay(x)
+            x[:] = np.nan
+            np.testing.assert_allclose(state.numpy(), expected, rtol=0, atol=1e-15)
+
+    def test_attributes(self, engine: qdp.Engine) -> None:
+        graph = engine.capture(3, "angle", 2)
+        assert (graph.num_features, graph.dtype, graph.device) == (3, "float64", engine.device)
+        assert 'encodings=["angle"], sizes=[2], dtype=float64, num_features=3' in repr(graph)
+        assert graph.slots == (0 if engine.device == "cpu" else 2)
+        graph.trim()
+        assert graph.replay(np.zeros((2, 3))).shape == (2, 8)
+
+
+class TestWhatItReturnsNeverChanges:
+    def test_states_that_are_held(self, engine: qdp.Engine) -> None:
+        graph = engine.capture(8, "angle", 16)
+        batches = [samples(16, seed=k) for k in range(7)]
+        states = [graph.replay(x) for x in batches]
+        views = [state.numpy() for state in states[:3]]
+        for x, state in zip(batches, states, strict=True):
+            expected = engine.encode(x, 8, "angle").numpy()
+            np.testing.assert_allclose(state.numpy(), expected, rtol=0, atol=1e-15)
+        np.testing.assert_array_equal(views[0], states[0].numpy())
+        assert graph.slots == (0 if engine.device == "cpu" else 7)
+        del states[2:], state
+        graph.trim()
+        assert graph.slots == (0 if engine.device == "cpu" else 2)
+        np.testing.assert_array_equal(views[1], states[1].numpy())
+
+    def test_slices_hold_their_batch(self, engine: qdp.Engine) -> None:
+        graph = engine.capture(8, "angle", 16)
+        x = samples(16)
+        row = graph.replay(x)[3]
+        for k in range(1, 6):
+            graph.replay(samples(16, seed=k))
+        np.testing.assert_allclose(
+            row.numpy(), engine.encode(x[3], 8, "angle")[0].numpy(), rtol=0, atol=1e-15
+        )
+
+    def test_states_outlive_graph_and_engine(self, device: str) -> None:
+        engine = qdp.Engine(device)
+        x = samples(4)
+        expected = engine.encode(x, 8, "angle").numpy()
+        state = engine.capture(8, "angle", 4).replay(x)
+        del engine
+        gc.collect()
+        np.testing.assert_allclose(state.numpy(), expected, rtol=0, atol=1e-15)
+
+
+class TestValidation:
+    @pytest.mark.parametrize("batch", [3, 4, 5000])
+    def test_bad_values_raise_at_the_call(self, batch: int, engine: qdp.Engine) -> None:
+        for encoding, value, error in (
+            ("amplitude", 0.0, qdp.ZeroNormError),
+            ("amplitude", np.nan, qdp.NonFiniteError),
+            ("angle", np.inf, qdp.NonFiniteError),
+            ("basis", 2.0, qdp.BasisValueError),
+        ):
+            graph = engine.capture(8, encoding, batch + 1, features=8)
+            good = np.ones((batch, 8))
+            graph.replay(good)
+            bad = good.copy()
+            bad[1] = value
+            for _ in range(3):
+                with pytest.raises(error) as caught:
+                    graph.replay(bad)
+                assert caught.value.sample == 1
+            # What was refused pads no batch.
+            for _ in range(3):
+                assert graph.replay(good[:1]).numpy().shape == (1, 256)
+            engine.check()
+
+    def test_every_encoding_is_asked(self, engine: qdp.Engine) -> None:
+        for first, second in (("angle", "amplitude"), ("amplitude", "angle")):
+            graph = engine.capture(8, [first, second], 4, features=8)
+            x = np.ones((4, 8))
+            x[2] = 0
+            with pytest.raises(qdp.ZeroNormError):
+                graph.replay(x)
+
+    def test_wrong_shapes(self, engine: qdp.Engine) -> None:
+        graph = engine.capture(8, "angle", 4)
+        for shape in ((4, 7), (4, 9), (7,)):
+            with pytest.raises(qdp.ShapeError):
+                graph.replay(np.zeros(shape))
+
+    @pytest.mark.parametrize(
+        ("arguments", "options", "error", "argument"),
+        [
+            ((8, "angle", 0), {}, qdp.InvalidArgumentError, "batch_size"),
+            ((8, "angle", []), {}, qdp.InvalidArgumentError, "batch_size"),
+            ((8, "angle", [4, -1]), {}, qdp.InvalidArgumentError, "batch_size"),
+            ((8, "angle", 1.5), {}, qdp.InvalidArgumentError, "batch_size"),
+            ((8, "angle", 2**62), {}, qdp.InvalidArgumentError, "batch_size"),
+            ((8, [], 4), {}, qdp.InvalidArgumentError, "encoding"),
+            ((8, [3], 4), {}, qdp.InvalidArgumentError, "encoding"),
+            ((8, [("zz", {"rep": 2})], 4), {}, qdp.InvalidArgumentError, "encoding"),
+            ((8, "angle", 4), {"input": "float33"}, qdp.InvalidArgumentError, "input"),
+            ((8, "angle", 4), {"validate": "never"}, qdp.InvalidArgumentError, "validate"),
+            ((8, "angle", 4), {"inputs": {"a": 3}}, qdp.InvalidArgumentError, "inputs"),
+            (
+                (8, "angle", 4),
+                {"inputs": {"a": ((2, None), "int8")}},
+                qdp.InvalidArgumentError,
+                "inputs",
+            ),
+            (
+                (8, "angle", 4),
+                {"inputs": {"a": ((2,), "int8")}, "constants": {"a": np.ones(2)}},
+                qdp.InvalidArgumentError,
+                "inputs",
+            ),
+            ((8, "angle", 4), {"input": "complex64"}, qdp.DTypeError, "data"),
+        ],
+    )
+    def test_what_cannot_be_captured(
+        self, arguments: Any, options: Any, error: Any, argument: str, engine: qdp.Engine
+    ) -> None:
+        with pytest.raises(error) as caught:
+            engine.capture(*arguments, **options)
+        assert caught.value.argument == argument
+
+    def test_features_that_an_encoding_does_not_take(self, engine: qdp.Engine) -> None:
+        with pytest.raises(qdp.FeatureCountError):
+            engine.capture(8, "angle", 4, features=7)
+        with pytest.raises(qdp.FeatureCountError):
+            engine.capture(8, ["angle", "iqp"], 4)
+
+
+class TestSeveralEncodings:
+    def test_equal_each_alone(self, engine: qdp.Engine) -> None:
+        encodings = ["angle", ("angle", {"rotation": "x"}), "phase", ("zz", {"reps": 1}), "iqp-z"]
+        graph = engine.capture(8, encodings, [8, 64], convention="qiskit")
+        for batch in (64, 5, 64, 8):
+            x = samples(batch)
+            replay = graph.replay(x)
+            assert len(replay.states) == len(encodings)
+            assert replay.inputs == {}
+            for encoding, state in zip(encodings, replay.states, strict=True):
+                name, options = encoding if isinstance(encoding, tuple) else (encoding, {})
+                expected = engine.encode(x, 8, name, convention="qiskit", **options)  # type: ignore[arg-type]
+                np.testing.assert_allclose(state.numpy(), expected.numpy(), rtol=0, atol=1e-13)
+            np.testing.assert_array_equal(replay.state.numpy(), replay.states[0].numpy())
+
+    def test_one_that_is_held_keeps_its_memory(self, engine: qdp.Engine) -> None:
+        graph = engine.capture(8, ["angle", "phase"], 16)
+        x = samples(16)
+        phase = graph.replay(x).states[1]
+        for k in range(1, 6):
+            graph.replay(samples(16, seed=k))
+        expected = engine.encode(x, 8, "phase").numpy()
+        np.testing.assert_allclose(phase.numpy(), expected, rtol=0, atol=1e-15)
+
+
+def others(batch: int, seed: int = 0) -> dict[str, Any]:
+    rng = np.random.default_rng([seed, batch])
+    return {
+        "labels": rng.integers(-9, 9, size=batch),
+        "index": rng.integers(0, 99, size=(batch, 3)).astype(np.int32),
+        "mask": rng.integers(0, 2, size=batch).astype(np.uint8),
+        "weights": rng.normal(size=5).astype(np.float32),
+        "matrix": rng.normal(size=(3, 4)),
+    }
+
+
+INPUTS: dict[str, Any] = {
+    "labels": ((None,), "int64"),
+    "index": ((None, 3), "int32"),
+    "mask": ((None,), np.uint8),
+    "weights": ((5,), "float32"),
+    "matrix": ((3, 4), "float64"),
+}
+
+
+class TestInputs:
+    def test_come_with_their_batch(self, engine: qdp.Engine) -> None:
+        scale = np.arange(6.0)
+        graph = engine.capture(8, "angle", [8, 64], inputs=INPUTS, constants={"scale": scale})
+        scale[:] = -1  # copied at the capture
+        held = []
+        for batch in (64, 5, 8, 64, 9, 1):
+            x, given = samples(batch), others(batch)
+            replay = graph.replay(x, **given)
+            held.append((given, replay))
+            expected = engine.encode(x, 8, "angle").numpy()
+            np.testing.assert_allclose(replay.state.numpy(), expected, rtol=0, atol=1e-15)
+        for given, replay in held:
+            assert set(replay.inputs) == {*INPUTS, "scale"}
+            np.testing.assert_array_equal(replay.inputs["scale"].numpy(), np.arange(6.0))
+            for name, value in given.items():
+                array = replay.inputs[name]
+                assert (array.shape, array.dtype) == (value.shape, value.dtype.name)
+                assert array.device == engine.device
+                np.testing.assert_array_equal(array.numpy(), value)
+
+    def test_hold_their_batch(self, engine: qdp.Engine) -> None:
+        graph = engine.capture(8, "angle", 16, inputs=INPUTS)
+        given = others(16)
+        labels = graph.replay(samples(16), **given).inputs["labels"]
+        for k in range(1, 6):
+            graph.replay(samples(16), **others(16, seed=k))
+        np.testing.assert_array_equal(labels.numpy(), given["labels"])
+
+    def test_tensors(self, engine: qdp.Engine, torch: Any) -> None:
+        graph = engine.capture(8, "angle", 16, inputs=INPUTS)
+        given = others(16)
+        tensors = {name: torch.from_numpy(value) for name, value in given.items()}
+        tensors["matrix"] = tensors["matrix"].T.contiguous().T
+        replay = graph.replay(samples(16), **tensors)
+        for name, value in given.items():
+            for tensor in (replay.inputs[name].torch(), torch.from_dlpack(replay.inputs[name])):
+                assert str(tensor.device) == engine.device
+                assert tensor.dtype == tensors[name].dtype
+                np.testing.assert_array_equal(tensor.cpu().numpy(), value)
+
+    def test_have_to_be_those_of_the_capture(self, engine: qdp.Engine) -> None:
+        graph = engine.capture(8, "angle", 16, inputs=INPUTS)
+        x, given = samples(16), others(16)
+        for wrong, error in (
+            ({}, qdp.InvalidArgumentError),
+            ({**given, "more": np.ones(2)}, qdp.InvalidArgumentError),
+            (
+                {**{k: v for k, v in given.items() if k != "mask"}, "musk": given["mask"]},
+                qdp.InvalidArgumentError,
+            ),
+            ({**given, "labels": given["labels"][:5]}, qdp.ShapeError),
+            ({**given, "matrix": given["matrix"].T}, qdp.ShapeError),
+            ({**given, "weights": given["matrix"][0]}, qdp.DTypeError),
+        ):
+            with pytest.raises(error) as caught:
+                graph.replay(x, **wrong)
+            assert caught.value.argument == "inputs"
+        assert graph.replay(x, **given).state.shape == (16, 256)
+        with pytest.raises(qdp.InvalidArgumentError):
+            engine.capture(8, "angle", 16).replay(x, **given)
+
+
+class TestThreads:
+    def test_share_a_graph(self, engine: qdp.Engine) -> None:
+        graph = engine.capture(6, "angle", [4, 32], inputs={"number": ((1,), "int64")})
+        start = threading.Barrier(6)
+
+        def work(seed: int) -> None:
+            start.wait()
+            held = []
+            for k in range(60):
+                batch = 1 + (7 * k + seed) % 32
+                x = samples(batch, 6, seed=seed * 1000 + k)
+                replay = graph.replay(x, number=np.array([seed * 1000 + k]))
+                held = [*held[-(k % 3) :], (x, replay, seed * 1000 + k)]
+                for x, replay, number in held:
+                    reference.assert_states(replay.state.numpy(), x, 6, "angle")
+                    assert replay.inputs["number"].numpy() == number
+
+        with ThreadPoolExecutor(6) as pool:
+            list(pool.map(work, range(6)))
+        graph.trim()
+        assert graph.slots <= 2
+
+
+@pytest.mark.gpu
+class TestGpu:
+    @pytest.mark.sanitize
+    @pytest.mark.parametrize("precision", PRECISIONS)
+    def test_every_encoding_and_source(self, precision: Any, torch: Any) -> None:
+        engine = qdp.Engine(DEVICE, precision=precision)
+        for case in PLAIN_CASES:
+            for n in (1, 5, 11, 14):
+                x = case.samples(n, batch=6)
+                data = case.cast(x, precision)
+                graph = engine.capture(
+                    n, case.encoding, [2, 8], input=data.dtype, features=x.shape[1]
+                )
+                on_gpu = on_device(data)
+                pinned = torch.from_numpy(data).pin_memory()
+                wide = torch.zeros(6, 2 * x.shape[1], dtype=on_gpu.dtype, device=DEVICE)
+                wide[:, ::2] = on_gpu
+                for source in (data, on_gpu, pinned, wide[:, ::2], on_gpu, data):
+                    for rows in (6, 1):
+                        states = graph.replay(source[:rows]).numpy()
+                        reference.assert_states(states, x[:rows], n, case.encoding)
+                engine.check()
+
+    def test_equals_encode_bit_by_bit(self, gpu: qdp.Engine) -> None:
+        for case in PLAIN_CASES:
+            for n in (3, 10, 13, 16):
+                x = case.samples(n, batch=7)
+                graph = gpu.capture(n, case.encoding, 7, features=x.shape[1])
+                expected = gpu.encode(on_device(x), n, case.encoding).torch()
+                for source in (x, on_device(x)) * 2:
+                    assert bool((graph.replay(source).torch() == expected).all()), f"{case} n={n}"
+
+    def test_nothing_waits(self, gpu: qdp.Engine, torch: Any) -> None:
+        """A replay returns while torch's stream is still busy with what was enqueued before."""
+        graph = gpu.capture(8, "angle", 64, inputs={"labels": ((None,), "int64")})
+        x = samples(64)
+        given = on_device(x)
+        labels = np.arange(64)
+        for source in (x, x, given, given):  # memory and graphs are there
+            graph.replay(source, labels=labels)
+        torch.cuda.synchronize()
+        for source in (x, given):
+            torch.cuda._sleep(LONG)
+            replay = graph.replay(source, labels=labels)
+            assert not torch.cuda.current_stream().query(), "waited"
+            state, brought = replay.state.torch(), replay.inputs["labels"].torch()
+            assert not torch.cuda.current_stream().query(), "waited"
+            reference.assert_states(state.cpu().numpy(), x, 8, "angle")
+            assert brought.cpu().tolist() == labels.tolist()
+            del replay, state, brought
+
+    def test_a_consumer_waits_for_the_replay(self, gpu: qdp.Engine, torch: Any) -> None:
+        """Large enough that the encode is still running when its consumer is enqueued."""
+        graph = gpu.capture(16, "angle", 256)
+        for k in range(6):
+            x = samples(256, 16, seed=k)
+            expected = gpu.encode(on_device(x), 16, "angle").torch()
+            torch.cuda.synchronize()
+            with torch.cuda.stream(torch.cuda.Stream()):
+                read = torch.from_dlpack(graph.replay(x)).clone()
+                torch.cuda.current_stream().synchronize()
+            assert torch.equal(read, expected), f"replay {k}"
+
+    def test_a_third_replay_waits_for_the_consumer_of_the_first(
+        self, gpu: qdp.Engine, torch: Any
+    ) -> None:
+        """States are let go while a slow stream still reads them."""
+        for on_gpu in (False, True):
+            graph = gpu.capture(10, "angle", 64)
+            consumer = torch.cuda.Stream()
+            batches = [samples(64, 10, seed=k) for k in range(6)]
+            expected = [gpu.encode(x, 10, "angle").numpy() for x in batches]
+            given = [on_device(x) if on_gpu else x for x in batches]
+            torch.cuda.synchronize()
+            read = []
+            for x in given:
+                state = graph.replay(x)
+                with torch.cuda.stream(consumer):
+                    tensor = torch.from_dlpack(state)
+                    torch.cuda._sleep(LONG // 10)
+                    read.append(tensor.clone())
+                del tensor, state
+            consumer.synchronize()
+            assert graph.slots == 2
+            for k, (got, want) in enumerate(zip(read, expected, strict=True)):
+                np.testing.assert_allclose(
+                    got.cpu().numpy(), want, rtol=0, atol=1e-15, err_msg=f"{on_gpu=} replay {k}"
+                )
+
+    def test_device_input_is_read_on_its_stream(self, gpu: qdp.Engine, torch: Any) -> None:
+        """Written late before the replay, overwritten right after, and dropped."""
+        graph = gpu.capture(8, "angle", 64)
+        for k in range(5):
+            values = on_device(samples(64, seed=k))
+            torch.cuda.synchronize()
+            stream = torch.cuda.Stream()
+            with torch.cuda.stream(stream):
+                x = torch.zeros_like(values)
+                torch.cuda._sleep(LONG // 10)
+                x.copy_(values)
+                state = graph.replay(x[: 64 - k])
+                x.fill_(7)
+                del x
+                result = state.torch().clone()
+            stream.synchronize()
+            expected = samples(64, seed=k)[: 64 - k]
+            reference.assert_states(result.cpu().numpy(), expected, 8, "angle")
+
+    def test_bad_device_values_are_reported_once_for_their_replay(self, gpu: qdp.Engine) -> None:
+        graph = gpu.capture(4, "angle", [8, 2])
+        good, bad = on_device(np.ones((8, 4))), on_device(np.ones((8, 4)))
+        bad[5, 2] = float("nan")
+        for _ in range(3):
+            state = graph.replay(bad)
+            with pytest.raises(qdp.NonFiniteError) as caught:
+                state.check()
+            assert (caught.value.sample, caught.value.position) == (5, 2)
+            with pytest.raises(qdp.NonFiniteError):
+                state.check()
+            assert state.torch()[5].isnan().all()
+            later = graph.replay(good)
+            later.check()
+            # A bad row that is still in the memory pads no batch.
+            for batch in (good[:3], np.ones((3, 4)), good[:1]):
+                graph.replay(batch).check()
+            gpu.check()
+        graph.replay(bad)
+        with pytest.raises(qdp.NonFiniteError):
+            gpu.check()
+        gpu.check()
+
+    def test_validated_now(self, gpu: qdp.Engine) -> None:
+        graph = gpu.capture(4, ["angle", "phase"], 8, validate="now")
+        bad = on_device(np.ones((8, 4)))
+        bad[5, 2] = float("inf")
+        with pytest.raises(qdp.NonFiniteError) as caught:
+            graph.replay(bad)
+        assert caught.value.sample == 5
+
+    def test_not_in_anybodys_capture(self, gpu: qdp.Engine, torch: Any) -> None:
+        """A device tensor is refused there; the user's capture stays valid."""
+        graph = gpu.capture(3, "amplitude", 4)
+        x = on_device(np.ones((4, 8)))
+        graph.replay(x)
+        torch.cuda.synchronize()
+        out = torch.zeros(4, 8, dtype=torch.complex128, device=DEVICE)
+        captured = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(captured):
+            with pytest.raises(qdp.CaptureError):
+                graph.replay(x)
+            gpu.encode(x, 3, out=out)
+        captured.replay()
+        reference.assert_states(out.cpu().numpy(), np.ones((4, 8)), 3, "amplitude")
+
+    def test_replays_of_host_data_beside_somebody_elses_capture(
+        self, gpu: qdp.Engine, torch: Any
+    ) -> None:
+        graph = gpu.capture(8, "angle", 16)
+        x = torch.ones(4, device=DEVICE)
+        captured = torch.cuda.CUDAGraph()
+        batches = [samples(16, seed=k) for k in range(5)]
+        held = []
+        with torch.cuda.graph(captured):
+            y = x * 2
+            held = [graph.replay(data) for data in batches[:2]]  # two slots: nothing is allocated
+        captured.replay()
+        assert y.tolist() == [2.0] * 4
+        for data, state in zip(batches, held, strict=False):
+            reference.assert_states(state.numpy(), data, 8, "angle")
+
+    def test_inputs_on_the_device_are_refused(self, gpu: qdp.Engine) -> None:
+        graph = gpu.capture(8, "angle", 4, inputs={"labels": ((None,), "int64")})
+        with pytest.raises(qdp.DeviceMismatchError):
+            graph.replay(samples(4), labels=on_device(np.arange(4)))
+
+    def test_trim_gives_memory_back(self, gpu: qdp.Engine) -> None:
+        graph = gpu.capture(16, "angle", 64)
+        state_bytes = 64 * 16 * 2**16
+        x = samples(64, 16)
+        graph.replay(x).synchronize()
+        before = gpu.memory_info()
+        assert before["used"] >= 2 * state_bytes
+        held = graph.replay(x)
+        graph.trim()
+        after = gpu.memory_info()
+        assert after["used"] <= before["used"] - state_bytes  # one of two is held
+        expected = gpu.encode(x, 16, "angle").numpy()
+        for source in (x, on_device(x)) * 2:
+            again = graph.replay(source)
+            np.testing.assert_allclose(again.numpy(), expected, rtol=0, atol=1e-15)
+        np.testing.assert_allclose(held.numpy(), expected, rtol=0, atol=1e-15)
+        del held, again
+        graph.trim()
+        assert gpu.memory_info()["used"] < state_bytes
+        np.testing.assert_allclose(graph.replay(x).numpy(), expected, rtol=0, atol=1e-15)
+
+    def test_graphs_leave_nothing(self, gpu: qdp.Engine, torch: Any) -> None:
+        x = samples(8)
+
+        def use(k: int) -> None:
+            graph = gpu.capture(
+                8, ["angle", "zz"], [1 + k % 3, 8], inputs=INPUTS, constants={"c": np.ones(4)}
+            )
+            held = [graph.replay(x[: 1 + k % 8], **others(1 + k % 8)) for _ in range(3)]
+            held[k % 3].states[k % 2].torch()
+            graph.replay(on_device(x), **others(8))
+
+        def free() -> int:
+            gpu.synchronize()
+            torch.cuda.synchronize()
+            gc.collect()
+            torch.cuda.empty_cache()
+            available: int = torch.cuda.mem_get_info()[0]
+            return available
+
+        for k in range(30):
+            use(k)
+        before, used = free(), gpu.memory_info()["used"]
+        for k in range(200):
+            use(k)
+        assert gpu.memory_info()["used"] == used
+        assert before - free() <= 32 * 2**20
+
+    @pytest.mark.parametrize("source", ["host", "device", "both"])
+    def test_stress_from_several_streams(self, source: str, gpu: qdp.Engine, torch: Any) -> None:
+        """Threads on streams of their own share a graph, whose buffers go round.
+
+        Each reads its states on its own stream behind other work, and lets them go before they
+        are read: one that is overwritten too early, or read before it is written, differs.
+        """
+        n, sizes = 10, [8, 64]
+        graph = gpu.capture(n, ["angle", "phase"], sizes, inputs={"number": ((None,), "int64")})
+        failures: list[str] = []
+
+        def work(seed: int) -> None:
+            rng = np.random.default_rng(seed)
+            stream = torch.cuda.Stream()
+            checks = []
+            with torch.cuda.stream(stream):
+                for k in range(150):
+                    batch = int(rng.integers(1, 65))
+                    x = rng.uniform(-3, 3, size=(batch, n))
+                    number = np.full(batch, 1000 * seed + k)
+                    on_gpu = source == "device" or (source == "both" and k % 2 == 0)
+                    given = on_device(x) if on_gpu else x
+                    replay = graph.replay(given, number=number)
+                    angle, phase = (state.torch() for state in replay.states)
+                    brought = torch.from_dlpack(replay.inputs["number"])
+                    if k % 5 == 0:
+                        torch.cuda._sleep(200_000)
+                    wanted = on_device(x)
+                    reference_states = [
+                        gpu.encode(wanted, n, encoding).torch() for encoding in ("angle", "phase")
+                    ]
+                    same = (
+                        torch.equal(angle, reference_states[0])
+                        if k % 7 == 0
+                        else (angle == reference_states[0]).all()
+                    )
+                    checks.append((k, batch, same, (phase == reference_states[1]).all()))
+                    checks.append((k, batch, (brought == 1000 * seed + k).all(), True))
+                    del replay, angle, phase, brought
+            stream.synchronize()
+            failures.extend(
+                f"thread {seed} replay {k} batch {batch}: {bool(first)} {bool(second)}"
+                for k, batch, first, second in checks
+                if not (bool(first) and bool(second))
+            )
+
+        with ThreadPoolExecutor(4) as pool:
+            list(pool.map(work, range(4)))
+        gpu.check()
+        assert not failures, f"{len(failures)} failures:\n" + "\n".join(failures[:20])
