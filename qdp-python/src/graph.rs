@@ -27,7 +27,7 @@ const QUICK_BYTES: usize = 64 << 10;
 /// Attributes: ``sizes``, the batch sizes, ascending; ``num_features`` and ``dtype`` of a sample;
 /// ``device``; ``slots``, how many batches there is memory for at the moment.
 ///
-/// Threads may share it: their replays take turns.
+/// Threads may share it; each that replays at the same time takes memory of its own.
 #[pyclass(frozen, module = "qdp", name = "Graph")]
 pub(crate) struct Graph {
     captured: qdp_core::Graph,
@@ -317,10 +317,15 @@ impl Graph {
         others: &[Input<'_>],
         stream: Option<qdp_core::cuda::RawStream>,
     ) -> Result<Bound<'py, PyAny>> {
-        let run = || self.captured.replay(samples, others, stream);
-        let on_gpu = self.captured.engine().device() != Device::Cpu;
-        let enqueues = on_gpu && samples.num_bytes() <= QUICK_BYTES && self.captured.is_idle();
-        let mut replay = if enqueues { run() } else { py.detach(run) }?;
+        let quick = if samples.num_bytes() <= QUICK_BYTES {
+            self.captured.try_replay(samples, others, stream)?
+        } else {
+            None
+        };
+        let mut replay = match quick {
+            Some(replay) => replay,
+            None => py.detach(|| self.captured.replay(samples, others, stream))?,
+        };
         if self.plain
             && let Some(state) = replay.states.pop()
         {

@@ -67,27 +67,18 @@ impl Replayer {
         self.slots.lock().len()
     }
 
-    pub(crate) fn is_idle(&self) -> bool {
-        let Some(mut slots) = self.slots.try_lock() else { return false };
-        let free = slots.iter_mut().find_map(|slot| slot.is_free().then_some(slot));
-        free.is_some_and(|slot| slot.memory.is_some() && slot.is_done().unwrap_or(false))
-    }
-
     pub(crate) fn trim(&self) -> Result<()> {
-        {
-            let mut slots = self.slots.lock();
-            let mut kept = 0;
-            slots.retain_mut(|slot| {
-                kept += 1;
-                kept <= SLOTS || !slot.is_free()
-            });
-            for slot in slots.iter_mut() {
-                if slot.is_free() {
-                    slot.wait()?;
-                    slot.memory = None;
-                }
-            }
+        // Outside the lock, as letting memory go runs other libraries' destructors.
+        let mut slots = std::mem::take(&mut *self.slots.lock());
+        let mut kept = 0;
+        slots.retain_mut(|slot| {
+            kept += 1;
+            kept <= SLOTS || !slot.is_free()
+        });
+        for slot in slots.iter_mut().filter_map(|slot| slot.is_free().then_some(slot)) {
+            slot.memory = None;
         }
+        self.slots.lock().extend(slots);
         // What was let go is free when its streams have come to it.
         self.backend.synchronize()?;
         self.backend.pool.trim_to(0)?;
@@ -102,20 +93,50 @@ impl Replayer {
         stream: Option<RawStream>,
     ) -> Result<Replayed> {
         self.backend.start_call()?;
-        let source = self.source(input, stream)?;
+        let launch = self.launch(input, stream)?;
+        let free = self.take_slot(Slot::is_free);
+        // Where everything is held, it never changes for those who hold it.
+        let slot = free.unwrap_or_else(|| Slot::new(&self.backend, &self.layout));
+        self.run(slot, input, others, launch)
+    }
+
+    /// [`Replayer::replay`], unless that had to wait, or to take memory.
+    pub(crate) fn try_replay(
+        &self,
+        input: &Input<'_>,
+        others: &[Input<'_>],
+        stream: Option<RawStream>,
+    ) -> Result<Option<Replayed>> {
+        self.backend.start_call()?;
+        let launch = self.launch(input, stream)?;
+        // Of those that are free, the one longest unused is the first to be done.
+        let ready = |slot: &mut Slot| slot.memory.is_some() && slot.is_done().unwrap_or(false);
+        match self.take_slot(|slot| slot.is_free() && ready(slot)) {
+            Some(slot) => self.run(slot, input, others, launch).map(Some),
+            None => Ok(None),
+        }
+    }
+
+    /// A slot of which this is true, and which is nobody else's from here on.
+    fn take_slot(&self, is_it: impl FnMut(&mut Slot) -> bool) -> Option<Slot> {
         let mut slots = self.slots.lock();
-        let free = slots.iter_mut().position(Slot::is_free);
-        let mut slot = match free.and_then(|place| slots.remove(place)) {
-            Some(slot) => slot,
-            // Everything is held, and never changes for those who hold it.
-            None => Slot::new(&self.backend, &self.layout),
-        };
-        let replayed = slot.replay(input, others, source);
-        slots.push_back(slot);
+        let place = slots.iter_mut().position(is_it)?;
+        slots.remove(place)
+    }
+
+    fn run(
+        &self,
+        mut slot: Slot,
+        input: &Input<'_>,
+        others: &[Input<'_>],
+        launch: Launch,
+    ) -> Result<Replayed> {
+        let replayed = slot.replay(input, others, launch);
+        self.slots.lock().push_back(slot);
         replayed
     }
 
-    fn source(&self, input: &Input<'_>, stream: Option<RawStream>) -> Result<Launch> {
+    fn launch(&self, input: &Input<'_>, stream: Option<RawStream>) -> Result<Launch> {
         match input.device() {
             Device::Cpu => Ok(Launch::Own),
             device @ Device::Cuda(_) if device == self.backend.device() => {

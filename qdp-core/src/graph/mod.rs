@@ -74,8 +74,7 @@ pub struct Replay {
     pub inputs: Vec<Array>,
 }
 
-/// Encodes captured for replay; made by [`Engine::capture`]. Threads may share it: their replays
-/// take turns.
+/// Encodes captured for replay; made by [`Engine::capture`]. Threads may share it.
 pub struct Graph {
     // What is in flight goes before what it uses.
     target: Target,
@@ -173,15 +172,6 @@ impl Graph {
         }
     }
 
-    /// Whether a replay now would not wait: nobody else is at it, and there is memory that is not
-    /// in use. Always on the CPU.
-    pub fn is_idle(&self) -> bool {
-        match &self.target {
-            Target::Cpu => true,
-            Target::Cuda(replayer) => replayer.is_idle(),
-        }
-    }
-
     /// Encodes a batch of at most the largest size, with its other inputs in their order.
     ///
     /// Samples on the host are copied and validated before this returns. Those on the device are
@@ -189,8 +179,8 @@ impl Graph {
     /// has passed the copy, and their validation is deferred unless
     /// [`GraphSpec::validate_now`] was set. Other inputs are on the host.
     ///
-    /// Waits for the replay before the last, where that is still at it, and for other threads'
-    /// replays of this graph.
+    /// Waits for the replay before the last, where that is still at it. Replays of several threads
+    /// at once each have memory of their own.
     ///
     /// # Errors
     ///
@@ -207,21 +197,39 @@ impl Graph {
         self.layout.check(input, others)?;
         match &self.target {
             Target::Cpu => self.encode(input, others),
-            Target::Cuda(replayer) => {
-                let Replayed { states, inputs } = replayer.replay(input, others, stream)?;
-                let batch = input.batch();
-                let states = self.layout.plans.iter().zip(states).map(|(plan, states)| {
-                    let qubits = plan.spec().num_qubits();
-                    StateBatch::new(Storage::Device(states), plan.precision(), qubits, batch)
-                });
-                let states: Vec<_> = states.collect();
-                if self.validate_now && input.device() != Device::Cpu {
-                    states.iter().try_for_each(StateBatch::check)?;
-                }
-                let storage = inputs.map(|inputs| Arc::new(Storage::Device(inputs)));
-                Ok(Replay { states, inputs: self.arrays(storage.as_ref(), batch) })
-            }
+            Target::Cuda(replayer) => self.finish(input, replayer.replay(input, others, stream)?),
         }
+    }
+
+    /// [`Graph::replay`], unless that had to wait, or to take memory: then `None`. Always `None` on
+    /// the CPU, where it computes.
+    pub fn try_replay(
+        &self,
+        input: &Input<'_>,
+        others: &[Input<'_>],
+        stream: Option<RawStream>,
+    ) -> Result<Option<Replay>> {
+        let Target::Cuda(replayer) = &self.target else { return Ok(None) };
+        if self.validate_now && input.device() != Device::Cpu {
+            return Ok(None);
+        }
+        self.layout.check(input, others)?;
+        let replayed = replayer.try_replay(input, others, stream)?;
+        replayed.map(|replayed| self.finish(input, replayed)).transpose()
+    }
+
+    fn finish(&self, input: &Input<'_>, replayed: Replayed) -> Result<Replay> {
+        let batch = input.batch();
+        let states = self.layout.plans.iter().zip(replayed.states).map(|(plan, states)| {
+            let qubits = plan.spec().num_qubits();
+            StateBatch::new(Storage::Device(states), plan.precision(), qubits, batch)
+        });
+        let states: Vec<_> = states.collect();
+        if self.validate_now && input.device() != Device::Cpu {
+            states.iter().try_for_each(StateBatch::check)?;
+        }
+        let storage = replayed.inputs.map(|inputs| Arc::new(Storage::Device(inputs)));
+        Ok(Replay { states, inputs: self.arrays(storage.as_ref(), batch) })
     }
 
     /// Gives back the memory that no replay is using, and what the driver keeps for graphs. The

@@ -342,7 +342,7 @@ class Graph(Generic[_Replayed_co]):
     Attributes: ``sizes``, the batch sizes, ascending; ``num_features`` and ``dtype`` of a sample;
     ``device``; ``slots``, how many batches there is memory for at the moment.
 
-    Threads may share it: their replays take turns.
+    Threads may share it; each that replays at the same time takes memory of its own.
     """
 
     @classmethod
