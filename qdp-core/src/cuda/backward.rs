@@ -2,7 +2,7 @@
 //!
 //! As for device input that is encoded: on the caller's stream, and nothing waits.
 
-use super::kernels::{GradientArgs, Held, Kernels, LaunchStream};
+use super::kernels::{GradientArgs, Held, LaunchStream};
 use super::{CudaBackend, DeviceBuffer, RawStream};
 use crate::engine::EncodeOptions;
 use crate::error::Result;
@@ -50,7 +50,7 @@ impl CudaBackend {
         captured: bool,
         to: LaunchStream,
     ) -> Result<()> {
-        let bytes = Kernels::gradient_workspace_bytes(plan, &args);
+        let bytes = self.kernels.gradient_workspace_bytes(plan, &args);
         let prepared = self.prepare(plan)?;
         let workspace = self.working_memory(bytes, captured, stream)?;
         let ptr = |buffer: Option<&DeviceBuffer>| buffer.map_or(0, DeviceBuffer::ptr);

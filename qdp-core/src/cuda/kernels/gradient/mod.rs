@@ -67,11 +67,12 @@ impl Kernels {
 impl super::Kernels {
     /// Bytes of device memory that a gradient needs beside its arrays.
     pub(in crate::cuda) fn gradient_workspace_bytes(
+        &self,
         plan: &EncodePlan,
         args: &GradientArgs,
     ) -> usize {
         match plan.form() {
-            Form::Amplitude => amplitude::Kernels::workspace_bytes(plan.precision(), args),
+            Form::Amplitude => self.gradient.amplitude.workspace_bytes(plan.precision(), args),
             Form::Product(_) => product::Kernels::workspace_bytes(plan.precision(), args),
             Form::Diagonal(_) | Form::Basis => 0,
         }
