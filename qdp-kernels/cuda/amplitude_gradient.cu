@@ -1,13 +1,17 @@
 // Gradients by the amplitudes: (g - psi Re<psi, g>) / norm(x), of which a real x takes the real
 // part.
 //
-// As amplitude.cu scales rows: a short row and its cotangent are kept in the registers of a group
-// of threads until its two sums are known; long rows are cut into chunks, and each block sums one
-// and writes the gradient of an earlier one, which the L2 cache still holds. What lies behind the
-// features is not read.
+// A short row and its cotangent are kept in the registers of a group of threads until its two sums
+// are known, a longer one in those of a cluster of blocks, where there are clusters. Yet longer ones
+// are cut into chunks, as amplitude.cu does: each block sums one and writes the gradient of an
+// earlier one, which the L2 cache still holds. Reading all again takes more of that cache's
+// bandwidth than scaling a row does, which is why a cluster is worth its waits here. What lies
+// behind the features is not read.
 //
 // Both sums, of the squares and of Re conj(x) g, are in double and in an order that depends on the
 // number of features alone.
+
+#include <cooperative_groups.h>
 
 #include "amplitude.cuh"
 #include "gradient.cuh"
@@ -106,14 +110,20 @@ struct GradientPart {
                 units[u] = *reinterpret_cast<const Unit<V, R>*>(from + u * step);
             }
         } else {
+            const bool aligned =
+                stride == 1 && reinterpret_cast<uintptr_t>(in) % alignof(Unit<V, R>) == 0;
 #pragma unroll
             for (uint32_t u = 0; u < MAX_UNITS; ++u) {
+                const uint64_t i = first + u * step;
                 units[u] = {};
+                if (aligned && i + UNIT<R> <= args.features) {
+                    units[u] = *reinterpret_cast<const Unit<V, R>*>(in + i);
+                } else {
 #pragma unroll
-                for (uint32_t k = 0; k < UNIT<R>; ++k) {
-                    const uint64_t i = first + u * step + k;
-                    if (i >= args.features) break;
-                    units[u].x[k] = in[static_cast<int64_t>(i) * stride];
+                    for (uint32_t k = 0; k < UNIT<R>; ++k) {
+                        if (i + k >= args.features) break;
+                        units[u].x[k] = in[static_cast<int64_t>(i + k) * stride];
+                    }
                 }
             }
         }
@@ -153,20 +163,23 @@ struct GradientPart {
         const double along = sums.product * inverse * inverse;
         T* const out = static_cast<T*>(args.output) + row * args.output_stride + first;
         const bool all = whole();
+        const bool aligned = reinterpret_cast<uintptr_t>(out) % alignof(Unit<T, R>) == 0;
 #pragma unroll
         for (uint32_t u = 0; u < MAX_UNITS; ++u) {
+            const uint64_t i = first + u * step;
+            if (!all && i >= args.features) break;
             Unit<T, R> unit;
 #pragma unroll
             for (uint32_t k = 0; k < UNIT<R>; ++k) {
                 const Complex<double> a = to_complex(x[u].x[k]), b = to_complex(g[u].x[k]);
                 unit.x[k] = from_complex<T>((b - a * along) * inverse);
             }
-            if (all) {
+            if (all || (aligned && i + UNIT<R> <= args.features)) {
                 *reinterpret_cast<Unit<T, R>*>(out + u * step) = unit;
             } else {
 #pragma unroll
                 for (uint32_t k = 0; k < UNIT<R>; ++k) {
-                    if (first + u * step + k < args.features) out[u * step + k] = unit.x[k];
+                    if (i + k < args.features) out[u * step + k] = unit.x[k];
                 }
             }
         }
@@ -194,6 +207,36 @@ __device__ void amplitude_gradient_short(const AmplitudeGradientArgs& args) {
     settle(part.x);
     settle(part.g);
     if (inside) part.store(sums);
+}
+
+// A row to a cluster, whose blocks tell each other their sums.
+template <class T, class R>
+__device__ void amplitude_gradient_cluster(const AmplitudeGradientArgs& args) {
+#if __CUDA_ARCH__ >= 900
+    __shared__ double warps[2][MAX_WARPS];
+    __shared__ RowSums own, all;
+    const auto cluster = cooperative_groups::this_cluster();
+    const uint32_t blocks = cluster.num_blocks(), rank = cluster.block_rank();
+    const uint64_t row = blockIdx.x / blocks;
+    const uint32_t step = blockDim.x * UNIT<R>;
+    GradientPart<T, R> part(args, row, rank * MAX_UNITS * step + threadIdx.x * UNIT<R>, step);
+    part.template load<Read::ONCE>();
+    const RowSums sums = group_sums(part.sums(), blockDim.x, warps);
+    settle(part.x);
+    settle(part.g);
+    if (threadIdx.x == 0) own = sums;
+    cluster.sync();
+    if (threadIdx.x < 32) {
+        RowSums sum = {0.0, 0.0};
+        if (threadIdx.x < blocks) sum = *cluster.map_shared_rank(&own, threadIdx.x);
+        sum = group_sums(sum, 32, warps);
+        if (threadIdx.x == 0) all = sum;
+    }
+    auto told = cluster.barrier_arrive();  // this block has read the others' sums
+    __syncthreads();
+    part.store(all);
+    cluster.barrier_wait(std::move(told));  // and none ends before the others have
+#endif
 }
 
 __device__ inline void amplitude_gradient_clear(const AmplitudeGradientArgs& args) {
@@ -275,6 +318,12 @@ extern "C" __global__ void __launch_bounds__(qdp::GRADIENT_THREADS)
             const __grid_constant__ qdp::AmplitudeGradientArgs args) {  \
         qdp::wait_for_previous();                                       \
         qdp::amplitude_gradient_short<T, R>(args);                      \
+    }                                                                   \
+    extern "C" __global__ void __launch_bounds__(qdp::MAX_GRADIENT_GROUP) \
+        qdp_amplitude_gradient_cluster_##NAME##_##PRECISION(            \
+            const __grid_constant__ qdp::AmplitudeGradientArgs args) {  \
+        qdp::wait_for_previous();                                       \
+        qdp::amplitude_gradient_cluster<T, R>(args);                    \
     }                                                                   \
     extern "C" __global__ void __launch_bounds__(qdp::GRADIENT_THREADS) \
         qdp_amplitude_gradient_long_##NAME##_##PRECISION(               \

@@ -60,20 +60,22 @@ __device__ __forceinline__ void multiply_add(Complex<R>& a, Complex<R> x, Comple
 }
 
 // What one row needs, shared by its team.
-template <class R, int T>
+template <class R, int T, bool LONG>
 struct ProductRow {
     static constexpr int K = HELD_BITS<R>;
-    static constexpr int BITS = T == MAX_TEAM_BITS ? int(MAX_QUBITS) : K + T;
+    static constexpr int BITS = LONG ? int(MAX_QUBITS) : K + T;
     BitSlope<R> bits[BITS];
     HeldTables<R> held;
+    // Of a long row's chunk: the factors of the bits above it, and those of its tiles.
+    Complex<R> top, outer[LONG ? 1 << MAX_OUTER_BITS : 1];
 };
 
-template <class R, int T>
+template <class R, int T, bool LONG>
 struct ProductGradient {
     static constexpr int K = HELD_BITS<R>, C = WIDE_BITS<R>, TILE = K + T;
     static constexpr int LOW = HeldTables<R>::LOW, HIGH = HeldTables<R>::HIGH;
     static constexpr uint32_t THREADS = TEAMS_THREADS<T>, ROWS = THREADS >> T;
-    static constexpr bool LONG = T == MAX_TEAM_BITS;
+    using Row = ProductRow<R, T, LONG>;
     static constexpr uint32_t WARPS = THREADS / 32;
 
     const ProductGradientArgs& args;
@@ -111,7 +113,8 @@ struct ProductGradient {
     }
 
     // Fills the tables of the block's rows.
-    __device__ void tabulate(ProductRow<R, T>* rows, uint64_t first_row, uint32_t count) const {
+    __device__ void tabulate(Row* rows, uint64_t first_row, uint32_t count, uint64_t chunk,
+                             uint32_t outer) const {
         const uint32_t n = args.num_qubits, bits = LONG ? n : TILE;
         for (uint32_t i = threadIdx.x; i < count * bits; i += THREADS) {
             const uint32_t bit = i % bits;
@@ -133,7 +136,7 @@ struct ProductGradient {
         __syncthreads();
         constexpr uint32_t LOWS = (LOW + 1) << LOW;
         for (uint32_t i = threadIdx.x; i < count * HeldTables<R>::ENTRIES; i += THREADS) {
-            ProductRow<R, T>& row = rows[i / HeldTables<R>::ENTRIES];
+            Row& row = rows[i / HeldTables<R>::ENTRIES];
             const uint32_t entry = i % HeldTables<R>::ENTRIES;
             const bool upper = entry >= LOWS;
             const uint32_t at = upper ? entry - LOWS : entry, size = upper ? HIGH : LOW;
@@ -145,6 +148,23 @@ struct ProductGradient {
                 product = product * (bit == derived ? of.derivative[set] : of.value[set]);
             }
             (upper ? &row.held.high[0][0] : &row.held.low[0][0])[at] = product;
+        }
+        if (LONG) {
+            const BitSlope<R>* const bits = rows->bits + TILE;
+            const uint32_t tile = threadIdx.x - 32;
+            if (tile < 1u << outer) rows->outer[tile] = product(bits, outer, tile);
+            if (threadIdx.x >= THREADS - 32) {
+                const uint32_t lane = threadIdx.x % 32, tops = n - TILE - outer;
+                Complex<R> part = {1, 0};
+                for (uint32_t bit = lane; bit < tops; bit += 32) {
+                    part = part * bits[outer + bit].value[chunk >> bit & 1];
+                }
+                for (uint32_t step = 16; step > 0; step >>= 1) {
+                    part = part * Complex<R>{__shfl_xor_sync(~0u, part.re, step),
+                                             __shfl_xor_sync(~0u, part.im, step)};
+                }
+                if (lane == 0) rows->top = part;
+            }
         }
         __syncthreads();
     }
@@ -203,7 +223,7 @@ struct ProductGradient {
 
     // For the bits of a chunk above its tiles and those above the chunk: from the contraction of
     // each tile with the factors of the bits below.
-    __device__ void finish_outer(const ProductRow<R, T>& row, const Complex<R> (*tiles)[WARPS],
+    __device__ void finish_outer(const Row& row, const Complex<R> (*tiles)[WARPS],
                                  uint64_t at_row, uint64_t chunk, uint32_t outer) const {
         const uint32_t n = args.num_qubits, tops = n - TILE - outer, lane = threadIdx.x;
         const BitSlope<R>* const outer_bits = row.bits + TILE;
@@ -220,14 +240,13 @@ struct ProductGradient {
         const auto weighted = [&](Complex<R> weight) {
             return sum * Complex<double>{weight.re, weight.im};
         };
-        const Complex<R> top = product(top_bits, tops, chunk);
         for (uint32_t bit = 0; bit < outer; ++bit) {
-            const Complex<R> weight = holds ? product(outer_bits, outer, lane, bit) : Complex<R>{};
-            const double of_bit = total(weighted(weight * top).re);
+            const Complex<R> weight =
+                holds ? product(outer_bits, outer, lane, bit) : Complex<R>{};
+            const double of_bit = total(weighted(weight * row.top).re);
             if (lane == 0) put(at_row, chunk, TILE + bit, of_bit);
         }
-        const Complex<R> weight = holds ? product(outer_bits, outer, lane) : Complex<R>{};
-        const Complex<double> mine = weighted(weight);
+        const Complex<double> mine = weighted(holds ? row.outer[lane] : Complex<R>{});
         sum = {total(mine.re), total(mine.im)};
         for (uint32_t bit = lane; bit < tops; bit += 32) {
             put(at_row, chunk, TILE + outer + bit,
@@ -235,8 +254,7 @@ struct ProductGradient {
         }
     }
 
-    __device__ void run(ProductRow<R, T>* rows, R (*parts)[THREADS],
-                        Complex<R> (*tiles)[WARPS], Complex<R>* weights) const {
+    __device__ void run(Row* rows, R (*parts)[THREADS], Complex<R> (*tiles)[WARPS]) const {
         const uint32_t n = args.num_qubits;
         const uint32_t outer = LONG ? args.chunk_bits - TILE : 0;
         const uint32_t chunk_bits = LONG ? n - args.chunk_bits : 0;
@@ -253,17 +271,9 @@ struct ProductGradient {
         const uint64_t first = LONG ? chunk << args.chunk_bits : 0;
         Complex<R> a[1 << K];
         load(a, g, first, wide);  // on its way while the tables are made
-        tabulate(rows, first_row, count);
+        tabulate(rows, first_row, count, chunk, outer);
 
-        const ProductRow<R, T>& row = rows[in_block];
-        if (LONG) {
-            if (threadIdx.x < 1u << outer) {
-                const BitSlope<R>* const bits = row.bits + TILE;
-                weights[threadIdx.x] = product(bits, outer, threadIdx.x) *
-                                       product(bits + outer, n - TILE - outer, chunk);
-            }
-            __syncthreads();
-        }
+        const Row& row = rows[in_block];
         Complex<R> own = {1, 0};  // the factors of the thread's bits
 #pragma unroll
         for (int bit = 0; bit < T; ++bit) {
@@ -271,32 +281,33 @@ struct ProductGradient {
         }
         R of_held[K] = {};
         Complex<R> contracted = {};
-        for (uint32_t tile = 0;;) {
-            Complex<R> derived[K];
-            const Complex<R> all = contract(a, row.held, derived);
-            const uint32_t next = tile + 1;
-            if (LONG && next < 1u << outer) {
-                load(a, g, first + (uint64_t(next) << TILE), wide);
-            }
-            const Complex<R> weight = LONG ? own * weights[tile] : own;
+        const auto add_held = [&](const Complex<R> (&derived)[K], Complex<R> weight) {
 #pragma unroll
             for (int k = 0; k < K; ++k) {
                 of_held[k] += derived[k].re * weight.re - derived[k].im * weight.im;
             }
-            if (!LONG) {
-                contracted = all;
-                break;
-            }
-            multiply_add(contracted, all, weights[tile]);
-            Complex<R> sum = all * own;
+        };
+        Complex<R> derived[K];
+        if (!LONG) {
+            contracted = contract(a, row.held, derived);
+            add_held(derived, own);
+        } else {
+            const Complex<R> own_and_top = own * row.top;
+            for (uint32_t tile = 0;;) {
+                const Complex<R> all = contract(a, row.held, derived);
+                add_held(derived, own_and_top * row.outer[tile]);
+                multiply_add(contracted, all, row.outer[tile]);
+                Complex<R> sum = all * own;
 #pragma unroll
-            for (uint32_t step = 16; step > 0; step >>= 1) {
-                sum.re += __shfl_xor_sync(~0u, sum.re, step);
-                sum.im += __shfl_xor_sync(~0u, sum.im, step);
+                for (uint32_t step = 16; step > 0; step >>= 1) {
+                    sum.re += __shfl_xor_sync(~0u, sum.re, step);
+                    sum.im += __shfl_xor_sync(~0u, sum.im, step);
+                }
+                if (threadIdx.x % 32 == 0) tiles[tile][threadIdx.x / 32] = sum;
+                if (++tile == 1u << outer) break;
+                load(a, g, first + (uint64_t(tile) << TILE), wide);
             }
-            if (threadIdx.x % 32 == 0) tiles[tile][threadIdx.x / 32] = sum;
-            if (next == 1u << outer) break;
-            tile = next;
+            contracted = contracted * row.top;
         }
 
 #pragma unroll
@@ -351,14 +362,13 @@ struct ProductGradient {
     }
 };
 
-template <class R, int T>
+template <class R, int T, bool LONG = false>
 __device__ void product_gradient(const ProductGradientArgs& args) {
-    using Of = ProductGradient<R, T>;
-    __shared__ ProductRow<R, T> rows[Of::ROWS];
+    using Of = ProductGradient<R, T, LONG>;
+    __shared__ typename Of::Row rows[Of::ROWS];
     __shared__ R parts[Of::TILE][Of::THREADS];
-    __shared__ Complex<R> tiles[Of::LONG ? 1 << MAX_OUTER_BITS : 1][Of::WARPS];
-    __shared__ Complex<R> weights[Of::LONG ? 1 << MAX_OUTER_BITS : 1];
-    Of{args}.run(rows, parts, tiles, weights);
+    __shared__ Complex<R> tiles[LONG ? 1 << MAX_OUTER_BITS : 1][Of::WARPS];
+    Of{args}.run(rows, parts, tiles);
 }
 
 // Adds up the sums of the chunks, by as many lanes for each row and bit as a power of two there are.
@@ -409,3 +419,18 @@ QDP_PRODUCT_GRADIENT(4)
 QDP_PRODUCT_GRADIENT(5)
 QDP_PRODUCT_GRADIENT(6)
 QDP_PRODUCT_GRADIENT(7)
+
+#ifndef MIN64
+#define MIN64 6
+#define MIN128 5
+#endif
+#define QDP_PRODUCT_GRADIENT_LONG(R, SUFFIX, BLOCKS)                                  \
+    extern "C" __global__ void __launch_bounds__(128, BLOCKS)                         \
+        qdp_product_gradient_long_##SUFFIX(                                           \
+            const __grid_constant__ qdp::ProductGradientArgs args) {                  \
+        qdp::wait_for_previous();                                                     \
+        qdp::product_gradient<R, qdp::MAX_TEAM_BITS, true>(args);                     \
+    }
+
+QDP_PRODUCT_GRADIENT_LONG(float, c64, MIN64)
+QDP_PRODUCT_GRADIENT_LONG(double, c128, MIN128)

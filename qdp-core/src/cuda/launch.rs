@@ -3,7 +3,8 @@
 use std::ptr;
 
 use cudarc::driver::sys::{
-    self, CUlaunchAttribute, CUlaunchAttributeID, CUlaunchAttributeValue, CUlaunchConfig,
+    self, CUlaunchAttribute, CUlaunchAttributeID, CUlaunchAttributeValue,
+    CUlaunchAttributeValue_union__bindgen_ty_1, CUlaunchConfig,
 };
 
 use super::driver::check;
@@ -19,9 +20,12 @@ pub struct LaunchOptions {
     /// Lets the kernel start while the one before it on the stream still ends; it has to wait
     /// itself (`cudaGridDependencySynchronize`) before it touches what that one wrote.
     pub overlap_previous: bool,
+    /// Blocks of a cluster, which run together and see each other's shared memory; none with 0 or
+    /// 1. The grid's first extent has to be a multiple of it, and the device to have clusters.
+    pub cluster: u32,
 }
 
-const MAX_ATTRIBUTES: usize = 1;
+const MAX_ATTRIBUTES: usize = 2;
 
 /// Launches `function` with `params` as its one parameter, passed by value. Allocates nothing. An
 /// empty grid launches nothing.
@@ -97,13 +101,20 @@ const UNUSED: CUlaunchAttribute = CUlaunchAttribute {
 impl LaunchOptions {
     /// Writes the attributes that these options ask for; answers how many.
     fn write_to(self, attributes: &mut [CUlaunchAttribute; MAX_ATTRIBUTES]) -> usize {
-        if !self.overlap_previous {
-            return 0;
+        let mut count = 0;
+        if self.overlap_previous {
+            attributes[count].id =
+                CUlaunchAttributeID::CU_LAUNCH_ATTRIBUTE_PROGRAMMATIC_STREAM_SERIALIZATION;
+            attributes[count].value.programmaticStreamSerializationAllowed = 1;
+            count += 1;
         }
-        attributes[0].id =
-            CUlaunchAttributeID::CU_LAUNCH_ATTRIBUTE_PROGRAMMATIC_STREAM_SERIALIZATION;
-        attributes[0].value.programmaticStreamSerializationAllowed = 1;
-        1
+        if self.cluster > 1 {
+            attributes[count].id = CUlaunchAttributeID::CU_LAUNCH_ATTRIBUTE_CLUSTER_DIMENSION;
+            attributes[count].value.clusterDim =
+                CUlaunchAttributeValue_union__bindgen_ty_1 { x: self.cluster, y: 1, z: 1 };
+            count += 1;
+        }
+        count
     }
 }
 
@@ -138,11 +149,19 @@ mod tests {
         let mut attributes = [UNUSED; MAX_ATTRIBUTES];
         assert_eq!(LaunchOptions::default().write_to(&mut attributes), 0);
 
-        let overlap = LaunchOptions { overlap_previous: true };
+        let overlap = LaunchOptions { overlap_previous: true, ..LaunchOptions::default() };
         assert_eq!(overlap.write_to(&mut attributes), 1);
         assert_eq!(
             attributes[0].id,
             CUlaunchAttributeID::CU_LAUNCH_ATTRIBUTE_PROGRAMMATIC_STREAM_SERIALIZATION
         );
+
+        let both = LaunchOptions { cluster: 4, ..overlap };
+        assert_eq!(both.write_to(&mut attributes), 2);
+        let id = CUlaunchAttributeID::CU_LAUNCH_ATTRIBUTE_CLUSTER_DIMENSION;
+        assert_eq!(attributes[1].id, id);
+        // SAFETY: the cluster's extents were written just now.
+        let extents = unsafe { attributes[1].value.clusterDim };
+        assert_eq!((extents.x, extents.y, extents.z), (4, 1, 1));
     }
 }

@@ -60,8 +60,7 @@ impl Kernels {
             gather: gather::Kernels::load(&loader)?,
             gradient: gradient::Kernels::load(&loader)?,
             split: split::Kernels::load(&loader)?,
-            overlap: context.compute_capability().0 >= 9
-                && loader.function("qdp_basis_c64")?.ptx_version()? >= 90,
+            overlap: loader.is_hopper()?,
         })
     }
 
@@ -136,6 +135,13 @@ impl Loader<'_> {
         self.module.function(&name)
     }
 
+    /// Whether the device, and the code that runs on it, which the driver may have compiled from
+    /// the PTX of an older architecture, have what came with compute capability 9.0.
+    fn is_hopper(&self) -> Result<bool> {
+        let device = self.context.compute_capability().0 >= 9;
+        Ok(device && self.function("qdp_basis_c64")?.ptx_version()? >= 90)
+    }
+
     /// The kernels for complex64 and complex128, to be indexed by [`Precision`].
     fn by_precision(&self, stem: &str) -> Result<[Function; 2]> {
         let function = |suffix| self.function(&format!("{stem}_{suffix}"));
@@ -177,10 +183,26 @@ impl Shape {
         args: &P,
         stream: LaunchStream,
     ) -> Result<()> {
+        // SAFETY: passed on to the caller.
+        unsafe { self.launch_in_clusters(1, function, args, stream) }
+    }
+
+    /// [`Self::launch`] with so many blocks to a cluster, of which the grid is a multiple.
+    ///
+    /// # Safety
+    ///
+    /// As for [`launch_with`].
+    unsafe fn launch_in_clusters<P: Copy>(
+        self,
+        cluster: u32,
+        function: &Function,
+        args: &P,
+        stream: LaunchStream,
+    ) -> Result<()> {
         let grid = (self.blocks.min(i32::MAX as u64) as u32, 1, 1);
         let block = (self.threads, 1, 1);
         let LaunchStream { stream, overlap_previous } = stream;
-        let options = LaunchOptions { overlap_previous };
+        let options = LaunchOptions { overlap_previous, cluster };
         // SAFETY: passed on to the caller.
         unsafe { launch_with(function, grid, block, self.shared, stream, args, options) }
     }

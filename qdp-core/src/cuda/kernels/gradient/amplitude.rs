@@ -11,6 +11,8 @@ use crate::error::Result;
 const UNITS: u64 = 8;
 /// `MAX_GRADIENT_GROUP` of `amplitude_gradient.cu`: the most threads that share a short row.
 const MAX_GROUP: u64 = 512;
+/// Blocks that share a row of medium length at most: clusters of more are not portable.
+const MAX_CLUSTER: u64 = 8;
 /// Threads that share a short row at least, where it has so many units: lines stay whole.
 const MIN_GROUP: u64 = 8;
 /// Threads of a block of short rows, at least.
@@ -40,6 +42,7 @@ struct AmplitudeGradientArgs {
 
 struct OfDType {
     short: [Function; 2],
+    cluster: [Function; 2],
     long: [Function; 2],
 }
 
@@ -47,6 +50,8 @@ pub(super) struct Kernels {
     /// By element type; `None` for integers.
     by_dtype: Vec<Option<OfDType>>,
     clear: Function,
+    /// Whether the device has clusters.
+    clusters: bool,
 }
 
 impl Kernels {
@@ -56,18 +61,19 @@ impl Kernels {
                 return Ok(None);
             }
             let of = |path| loader.by_precision(&format!("qdp_amplitude_gradient_{path}_{name}"));
-            Ok(Some(OfDType { short: of("short")?, long: of("long")? }))
+            Ok(Some(OfDType { short: of("short")?, cluster: of("cluster")?, long: of("long")? }))
         });
         Ok(Self {
             by_dtype: by_dtype.collect::<Result<_>>()?,
             clear: loader.function("qdp_amplitude_gradient_clear")?,
+            clusters: loader.is_hopper()?,
         })
     }
 
     /// For the sums of long rows.
-    pub(super) fn workspace_bytes(precision: Precision, args: &GradientArgs) -> usize {
-        match Path::of(precision, args.common.features) {
-            Path::Short { .. } => 0,
+    pub(super) fn workspace_bytes(&self, precision: Precision, args: &GradientArgs) -> usize {
+        match Path::of(precision, args.common.features, self.clusters) {
+            Path::Short { .. } | Path::Cluster { .. } => 0,
             Path::Long { chunks } => (args.common.batch * (chunks + 1) * SLOTS_BYTES) as usize,
         }
     }
@@ -101,13 +107,18 @@ impl Kernels {
         // SAFETY: the caller's promise; the arguments mirror the kernels' parameter. The workspace
         // holds slots for each chunk and row, and is cleared in the order of the stream.
         unsafe {
-            match Path::of(precision, features) {
+            match Path::of(precision, features, self.clusters) {
                 Path::Short { group } => {
                     let args = AmplitudeGradientArgs { group: group as u32, ..args };
                     let threads = group.max(SHORT_THREADS);
                     let blocks = (batch * group).div_ceil(threads);
                     let kernel = &kernels.short[precision as usize];
                     shape(blocks, threads).launch(kernel, &args, stream)
+                }
+                Path::Cluster { blocks } => {
+                    let kernel = &kernels.cluster[precision as usize];
+                    let shape = shape(batch * blocks, MAX_GROUP);
+                    shape.launch_in_clusters(blocks as u32, kernel, &args, stream)
                 }
                 Path::Long { chunks } => {
                     let (all, slack) = (batch * chunks, slack(precision, common.dtype));
@@ -144,16 +155,22 @@ fn slack(precision: Precision, dtype: u32) -> u64 {
 /// Which kernel writes rows, and how they are cut.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Path {
+    /// So many threads share a row.
     Short { group: u64 },
+    /// So many blocks do.
+    Cluster { blocks: u64 },
+    /// A row is cut into so many chunks.
     Long { chunks: u64 },
 }
 
 impl Path {
-    fn of(precision: Precision, features: u64) -> Self {
+    fn of(precision: Precision, features: u64, clusters: bool) -> Self {
         let units = (features * precision.size() as u64).div_ceil(16);
         let group = units.div_ceil(UNITS).max(units.min(MIN_GROUP)).next_power_of_two();
         if group <= MAX_GROUP {
             Self::Short { group }
+        } else if clusters && group <= MAX_GROUP * MAX_CLUSTER {
+            Self::Cluster { blocks: group / MAX_GROUP }
         } else {
             Self::Long { chunks: features.div_ceil(chunk(precision)) }
         }
@@ -169,13 +186,19 @@ mod tests {
     #[test]
     fn rows_are_covered() {
         for precision in [Precision::Complex64, Precision::Complex128] {
-            let of_unit = 16 / precision.size() as u64;
+            let of_thread = UNITS * 16 / precision.size() as u64;
             for features in (1..300).chain([1023, 4096, 8191, 8192, 8193, 1 << 20, (1 << 24) + 1]) {
-                match Path::of(precision, features) {
+                assert!(!matches!(Path::of(precision, features, false), Path::Cluster { .. }));
+                match Path::of(precision, features, true) {
                     Path::Short { group } => {
                         assert!(group.is_power_of_two() && group <= MAX_GROUP, "{features}");
-                        assert!(group * UNITS * of_unit >= features, "{features}");
-                        assert!(group <= 2 * MIN_GROUP || group * 4 * of_unit < features);
+                        assert!(group * of_thread >= features, "{features}");
+                        assert!(group <= MIN_GROUP || group * of_thread < 2 * features);
+                    }
+                    Path::Cluster { blocks } => {
+                        assert!((2..=MAX_CLUSTER).contains(&blocks), "{features}");
+                        assert!(blocks * MAX_GROUP * of_thread >= features, "{features}");
+                        assert!(blocks * MAX_GROUP * of_thread < 2 * features + of_thread);
                     }
                     Path::Long { chunks } => {
                         assert!(chunks * chunk(precision) >= features, "{features}");

@@ -75,7 +75,7 @@ impl super::Kernels {
         args: &GradientArgs,
     ) -> usize {
         match plan.form() {
-            Form::Amplitude => amplitude::Kernels::workspace_bytes(plan.precision(), args),
+            Form::Amplitude => self.gradient.amplitude.workspace_bytes(plan.precision(), args),
             Form::Product(_) => product::Kernels::workspace_bytes(plan.precision(), args),
             Form::Diagonal(diagonal) => {
                 self.gradient.diagonal.workspace_bytes(diagonal, plan.precision(), &args.common)

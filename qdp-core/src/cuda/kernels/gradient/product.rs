@@ -8,10 +8,11 @@ use crate::element::Precision;
 use crate::encoding::Product;
 use crate::error::Result;
 
-/// `MAX_TEAM_BITS` of `product_gradient.cu`: 2^bits threads at most share a row.
+/// `MAX_TEAM_BITS` of `product_gradient.cu`: 2^bits threads at most share a row, or a tile of a long
+/// one.
 const MAX_TEAM_BITS: u32 = 7;
 /// Tiles of a chunk of a long row: 2^bits, at most `MAX_OUTER_BITS` there.
-const OUTER_BITS: u32 = 2;
+const OUTER_BITS: u32 = 3;
 /// Threads of a block that adds up chunks.
 const COMBINE_THREADS: u64 = 128;
 /// Lanes that share the chunks of a row and bit.
@@ -31,6 +32,7 @@ struct ProductGradientArgs {
 pub(super) struct Kernels {
     /// By the bits of a team.
     teams: Vec<[Function; 2]>,
+    long: [Function; 2],
     combine: Function,
 }
 
@@ -39,6 +41,7 @@ impl Kernels {
         let team = |bits| loader.by_precision(&format!("qdp_product_gradient_{bits}"));
         Ok(Self {
             teams: (0..=MAX_TEAM_BITS).map(team).collect::<Result<_>>()?,
+            long: loader.by_precision("qdp_product_gradient_long")?,
             combine: loader.function("qdp_product_gradient_combine")?,
         })
     }
@@ -75,7 +78,8 @@ impl Kernels {
             chunk_bits: cut.chunk_bits,
             unused: 0,
         };
-        let kernel = &self.teams[cut.team_bits as usize][precision as usize];
+        let kernels = if cut.long { &self.long } else { &self.teams[cut.team_bits as usize] };
+        let kernel = &kernels[precision as usize];
         let blocks = batch.div_ceil(cut.rows()) * cut.chunks();
         // SAFETY: the caller's promise; the arguments mirror the kernels' parameter. The workspace
         // has a sum for each bit of each chunk, all of which are written before they are read.
@@ -99,18 +103,19 @@ struct Cut {
     num_qubits: u32,
     /// 2^bits threads share a row.
     team_bits: u32,
-    /// 2^bits amplitudes of a row belong to one block, or it has no more.
+    /// 2^bits amplitudes of a row belong to one block.
     chunk_bits: u32,
+    /// Whether a row is longer than the tile that a block holds.
+    long: bool,
 }
 
 impl Cut {
     fn of(precision: Precision, num_qubits: u32) -> Self {
-        let team_bits = num_qubits.saturating_sub(held_bits(precision)).min(MAX_TEAM_BITS);
-        let chunk_bits = match team_bits {
-            MAX_TEAM_BITS => num_qubits.min(held_bits(precision) + team_bits + OUTER_BITS),
-            _ => num_qubits,
-        };
-        Self { num_qubits, team_bits, chunk_bits }
+        let held_bits = held_bits(precision);
+        let team_bits = num_qubits.saturating_sub(held_bits).min(MAX_TEAM_BITS);
+        let tile_bits = held_bits + team_bits;
+        let chunk_bits = num_qubits.min(tile_bits + OUTER_BITS);
+        Self { num_qubits, team_bits, chunk_bits, long: num_qubits > tile_bits }
     }
 
     /// Chunks of a row.
@@ -145,13 +150,14 @@ mod tests {
                 let cut = Cut::of(precision, n);
                 let tile = held_bits(precision) + cut.team_bits;
                 assert_eq!(u64::from(cut.threads()), cut.rows() << cut.team_bits);
-                if cut.team_bits < MAX_TEAM_BITS {
+                if cut.long {
+                    assert!(tile < cut.chunk_bits && cut.chunk_bits <= n, "{n}");
+                    assert!(cut.chunk_bits - tile <= OUTER_BITS && cut.rows() == 1);
+                    assert_eq!(cut.chunks() << cut.chunk_bits, 1 << n);
+                } else {
                     // A row is a tile, or, where one thread holds more than there is, part of one.
                     assert!(tile == n || n < tile && cut.team_bits == 0, "{n}");
                     assert_eq!(cut.chunks(), 1);
-                } else {
-                    assert!(tile <= cut.chunk_bits && cut.chunk_bits <= n, "{n}");
-                    assert!(cut.chunk_bits - tile <= OUTER_BITS && cut.rows() == 1);
                 }
             }
         }
