@@ -53,16 +53,16 @@ impl GradientArgs {
 /// The gradients' kernels.
 pub(super) struct Kernels {
     amplitude: amplitude::Kernels,
-    diagonal: diagonal::Kernels,
     product: product::Kernels,
+    diagonal: diagonal::Kernels,
 }
 
 impl Kernels {
     pub(super) fn load(loader: &Loader<'_>) -> Result<Self> {
         Ok(Self {
             amplitude: amplitude::Kernels::load(loader)?,
-            diagonal: diagonal::Kernels::load(loader)?,
             product: product::Kernels::load(loader)?,
+            diagonal: diagonal::Kernels::load(loader)?,
         })
     }
 }
@@ -87,7 +87,8 @@ impl super::Kernels {
     /// Enqueues the launches that write the gradient of the plan's form.
     ///
     /// # Errors
-    /// [`Error::Driver`]; [`Error::InvalidArgument`] for a form without a gradient.
+    /// [`Error::Driver`](crate::Error::Driver);
+    /// [`Error::InvalidArgument`](crate::Error::InvalidArgument) for a form without a gradient.
     ///
     /// # Safety
     ///
@@ -113,8 +114,8 @@ impl super::Kernels {
                 }
                 Form::Diagonal(diagonal) => {
                     let types = (plan.dtype(), precision);
-                    let forward = &self.diagonal;
-                    kernels.diagonal.enqueue(forward, diagonal, types, args, held, stream)
+                    let encode = &self.diagonal;
+                    kernels.diagonal.enqueue(encode, diagonal, types, args, held, stream)
                 }
                 Form::Basis => Err(no_gradient_of(plan.spec())),
             }
