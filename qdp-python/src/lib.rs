@@ -49,11 +49,11 @@ mod _qdp {
     #[pymodule_export]
     use crate::pipeline::PipelineConfig;
     #[pymodule_export]
-    use crate::plan::Plan;
+    use crate::plan::{Plan, restore_plan};
     #[pymodule_export]
     use crate::state::StateBatch;
     #[pymodule_export]
-    use crate::tensor::{check_tensors, encode_tensor};
+    use crate::tensor::{check_tensors, encode_tensor, encode_tensor_values};
 
     #[pymodule_init]
     fn init(module: &Bound<'_, PyModule>) -> PyResult<()> {

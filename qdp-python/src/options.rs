@@ -4,7 +4,7 @@ use crate::errors::{Failure, Result};
 use pyo3::exceptions::PyOverflowError;
 use pyo3::intern;
 use pyo3::prelude::*;
-use pyo3::types::{PyBool, PyInt, PyString};
+use pyo3::types::{PyBool, PyDict, PyInt, PyString};
 use qdp_core::cuda::RawStream;
 use qdp_core::{
     Convention, Device, EncodeSpec, Encoding, Engine, Entanglement, Error, Precision, Rotation,
@@ -20,7 +20,19 @@ pub(crate) struct SpecArgs<'a, 'py> {
     pub(crate) convention: &'a str,
 }
 
-impl SpecArgs<'_, '_> {
+impl<'py> SpecArgs<'_, 'py> {
+    /// The arguments as keywords.
+    pub(crate) fn to_dict(&self, py: Python<'py>) -> PyResult<Bound<'py, PyDict>> {
+        let arguments = PyDict::new(py);
+        arguments.set_item(intern!(py, "num_qubits"), self.num_qubits)?;
+        arguments.set_item(intern!(py, "encoding"), self.encoding)?;
+        arguments.set_item(intern!(py, "rotation"), self.rotation)?;
+        arguments.set_item(intern!(py, "reps"), self.reps)?;
+        arguments.set_item(intern!(py, "entanglement"), self.entanglement)?;
+        arguments.set_item(intern!(py, "convention"), self.convention)?;
+        Ok(arguments)
+    }
+
     pub(crate) fn parse(&self) -> Result<EncodeSpec> {
         let reps = |value| positive("reps", value);
         let encoding = Encoding::parse(

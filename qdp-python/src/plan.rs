@@ -1,12 +1,16 @@
 //! `Plan`: an encoding resolved once.
 
 use crate::call::Call;
+use crate::engine::shared;
 use crate::errors::Result;
-use crate::options;
+use crate::options::{self, SpecArgs};
 use crate::state::StateBatch;
-use crate::tensor;
+use crate::tensor::{self, Borrowed};
+use pyo3::exceptions::PyKeyError;
 use pyo3::prelude::*;
-use qdp_core::{EncodeSpec, Precision};
+use pyo3::sync::PyOnceLock;
+use pyo3::types::{PyDict, PyTuple};
+use qdp_core::{Device, EncodeSpec, Encoding, Entanglement, Precision, Rotation};
 
 /// An encoding resolved once: call it on one batch after another.
 #[pyclass(frozen, module = "qdp", name = "Plan")]
@@ -80,6 +84,80 @@ impl Plan {
             stream: None,
             validate_now: options::validate_now(validate)?,
         };
-        tensor::encode(&call, tensor::borrow(data)?, data, out)
+        match tensor::borrow(data)? {
+            Borrowed::Values(values) => tensor::encode(&call, values, data, out),
+            Borrowed::Traced => {
+                let precision = self.precision.map(Precision::name);
+                tensor::operator(data, &self.arguments(data.py())?, precision, validate, out)
+            }
+        }
     }
+
+    /// Pickles as the encoding and the name of the device, whose shared engine (that of
+    /// qdp.torch.encode) the copy uses.
+    fn __reduce__<'py>(&self, py: Python<'py>) -> Result<(Bound<'py, PyAny>, Bound<'py, PyTuple>)> {
+        static RESTORE: PyOnceLock<Py<PyAny>> = PyOnceLock::new();
+        let restore = RESTORE.import(py, "qdp._qdp", "restore_plan")?;
+        let precision = self.precision.map(Precision::name);
+        let device = self.engine.device().to_string();
+        Ok((restore.clone(), (device, precision, self.arguments(py)?).into_pyobject(py)?))
+    }
+}
+
+impl Plan {
+    /// The arguments of Engine.plan that make this plan.
+    fn arguments<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyDict>> {
+        let arguments = PyDict::new(py);
+        arguments.set_item("num_qubits", self.num_qubits())?;
+        arguments.set_item("encoding", self.encoding())?;
+        match self.spec.encoding() {
+            Encoding::Angle { rotation } => {
+                let axis = match rotation {
+                    Rotation::X => "x",
+                    Rotation::Y => "y",
+                    Rotation::Z => "z",
+                };
+                arguments.set_item("rotation", axis)?;
+            }
+            Encoding::Zz { reps, entanglement } | Encoding::IqpEmbedding { reps, entanglement } => {
+                arguments.set_item("reps", reps)?;
+                match entanglement {
+                    Entanglement::Full => arguments.set_item("entanglement", "full")?,
+                    Entanglement::Linear => arguments.set_item("entanglement", "linear")?,
+                    Entanglement::Circular => arguments.set_item("entanglement", "circular")?,
+                    Entanglement::Pairs(pairs) => arguments.set_item("entanglement", pairs)?,
+                }
+            }
+            _ => {}
+        }
+        arguments.set_item("convention", self.convention())?;
+        Ok(arguments)
+    }
+}
+
+/// The plan that was pickled.
+#[pyfunction]
+pub(crate) fn restore_plan(
+    py: Python<'_>,
+    device: &str,
+    precision: Option<&str>,
+    arguments: &Bound<'_, PyDict>,
+) -> Result<Plan> {
+    let device: Device = device.parse()?;
+    let engine = py.detach(|| shared(device))?.clone();
+    let precision = precision.map(options::precision).transpose()?;
+    let get = |name| arguments.get_item(name);
+    let text =
+        |name| -> PyResult<Option<String>> { get(name)?.map(|value| value.extract()).transpose() };
+    let required = |name| text(name)?.ok_or_else(|| PyKeyError::new_err(name));
+    let spec = SpecArgs {
+        num_qubits: &arguments.as_any().get_item("num_qubits")?,
+        encoding: &required("encoding")?,
+        rotation: text("rotation")?.as_deref(),
+        reps: get("reps")?.as_ref(),
+        entanglement: get("entanglement")?.as_ref(),
+        convention: &required("convention")?,
+    }
+    .parse()?;
+    Ok(Plan { engine, precision, spec })
 }

@@ -8,8 +8,11 @@ use crate::input::Data;
 use crate::layout;
 use crate::options::{self, SpecArgs};
 use crate::state::StateBatch;
+use pyo3::intern;
 use pyo3::prelude::*;
-use qdp_core::Device;
+use pyo3::sync::PyOnceLock;
+use pyo3::types::PyDict;
+use qdp_core::{Device, EncodeSpec, Precision};
 
 /// Encode a tensor and return a tensor on the same device.
 ///
@@ -18,6 +21,9 @@ use qdp_core::Device;
 /// current stream as one more kernel: nothing waits, and the call is legal inside
 /// `torch.cuda.graph` capture. The result is `out`, or new; on CUDA it is made by torch's own
 /// allocator.
+///
+/// The result is differentiable where `x` requires a gradient, and the function may be compiled,
+/// traced and transformed by `torch.func`: it is then the operator `torch.ops.qdp.encode`.
 ///
 /// See `qdp.Engine.encode` for the other arguments.
 // Native without a Python function around it, which would cost a small call a thirtieth.
@@ -39,27 +45,141 @@ pub(crate) fn encode_tensor<'py>(
     validate: &str,
     out: Option<&Bound<'py, PyAny>>,
 ) -> Result<Bound<'py, PyAny>> {
+    let args = SpecArgs { num_qubits, encoding, rotation, reps, entanglement, convention };
+    let spec = args.parse()?;
+    let forced = precision.map(options::precision).transpose()?;
+    let validate_now = options::validate_now(validate)?;
+    match borrow(x)? {
+        Borrowed::Values(data) => encode_values(&spec, forced, validate_now, data, x, out),
+        Borrowed::Traced => operator(x, &args.to_dict(x.py())?, precision, validate, out),
+    }
+}
+
+/// `encode` without its operator: what the operator runs on a tensor that has values.
+#[pyfunction(name = "encode_values")]
+#[pyo3(signature = (
+    x, num_qubits, encoding="amplitude", *, rotation=None, reps=None, entanglement=None,
+    convention="qdp", precision=None, validate="deferred", out=None,
+))]
+#[allow(clippy::too_many_arguments)] // one per keyword of the public function
+pub(crate) fn encode_tensor_values<'py>(
+    x: &Bound<'py, PyAny>,
+    num_qubits: &Bound<'py, PyAny>,
+    encoding: &str,
+    rotation: Option<&str>,
+    reps: Option<&Bound<'py, PyAny>>,
+    entanglement: Option<&Bound<'py, PyAny>>,
+    convention: &str,
+    precision: Option<&str>,
+    validate: &str,
+    out: Option<&Bound<'py, PyAny>>,
+) -> Result<Bound<'py, PyAny>> {
     let spec =
         SpecArgs { num_qubits, encoding, rotation, reps, entanglement, convention }.parse()?;
     let precision = precision.map(options::precision).transpose()?;
     let validate_now = options::validate_now(validate)?;
-    let borrowed = borrow(x)?;
+    let data = torch_table(x)?.map(|table| Data::from_table(table, x)).transpose()?.flatten();
+    encode_values(&spec, precision, validate_now, data, x, out)
+}
+
+fn encode_values<'py>(
+    spec: &EncodeSpec,
+    precision: Option<Precision>,
+    validate_now: bool,
+    borrowed: Option<Data<'py>>,
+    x: &Bound<'py, PyAny>,
+    out: Option<&Bound<'py, PyAny>>,
+) -> Result<Bound<'py, PyAny>> {
     // An older torch, or something else than a tensor, has to be asked for its device.
     let device = match &borrowed {
         Some(data) => data.layout.device,
         None => layout::device_of_dlpack("data", device_of(x)?)?,
     };
     let engine = shared(device)?;
-    let call = Call { engine, spec: &spec, precision, stream: None, validate_now };
-    encode(&call, borrowed, x, out)
+    encode(&Call { engine, spec, precision, stream: None, validate_now }, borrowed, x, out)
+}
+
+/// What an encode of a tensor starts from.
+pub(crate) enum Borrowed<'py> {
+    /// Values in memory, described where the exchange table does that.
+    Values(Option<Data<'py>>),
+    /// A tensor whose encoding torch has to know of: it wants a gradient, or has no values now.
+    Traced,
 }
 
 /// Borrows a tensor of torch's through the exchange table, where that works.
-pub(crate) fn borrow<'py>(data: &Bound<'py, PyAny>) -> Result<Option<Data<'py>>> {
-    match Table::of(data)? {
-        Some(table) if Table::torch(data.py())? == Some(table) => Data::from_table(table, data),
-        _ => Ok(None),
+pub(crate) fn borrow<'py>(x: &Bound<'py, PyAny>) -> Result<Borrowed<'py>> {
+    // Lower than any address that a tensor's values have: a tensor that another one stands for may
+    // describe itself as lying here.
+    const LOWEST: usize = 1 << 32;
+    let Some(table) = torch_table(x)? else { return Ok(Borrowed::Values(None)) };
+    if modes_active(x.py())? {
+        return Ok(Borrowed::Traced);
     }
+    match Data::from_table(table, x) {
+        Ok(Some(data)) if data.layout.ptr.addr() < LOWEST && is_traced(x)? => Ok(Borrowed::Traced),
+        Ok(data) => Ok(Borrowed::Values(data)),
+        // It asks for a gradient, or has no memory to describe.
+        Err(_) if is_traced(x)? => Ok(Borrowed::Traced),
+        Err(failure) => Err(failure),
+    }
+}
+
+/// torch's exchange table, where `x` is a tensor of torch's.
+fn torch_table(x: &Bound<'_, PyAny>) -> PyResult<Option<Table>> {
+    Ok(match Table::of(x)? {
+        Some(table) if Table::torch(x.py())? == Some(table) => Some(table),
+        _ => None,
+    })
+}
+
+/// Whether torch watches what is called with its tensors, whatever they look like: a dispatch mode
+/// (tracing to a graph, counting operations) or forward-mode differentiation.
+fn modes_active(py: Python<'_>) -> PyResult<bool> {
+    // Private names of torch's. Where one is gone, what it told of is not noticed here.
+    struct Modes {
+        count: Option<Py<PyAny>>,
+        forward: Py<PyDict>,
+    }
+    static MODES: PyOnceLock<Modes> = PyOnceLock::new();
+    let modes = MODES.get_or_try_init(py, || {
+        let count = py
+            .import(intern!(py, "torch._C"))?
+            .getattr_opt(intern!(py, "_len_torch_dispatch_stack"))?
+            .map(Bound::unbind);
+        let forward = py.import(intern!(py, "torch.autograd.forward_ad"))?.dict().unbind();
+        Ok::<_, PyErr>(Modes { count, forward })
+    })?;
+    if let Some(count) = &modes.count
+        && count.bind(py).call0()?.is_truthy()?
+    {
+        return Ok(true);
+    }
+    // Levels count from zero; outside of them it is -1.
+    let level = modes.forward.bind(py).get_item(intern!(py, "_current_level"))?;
+    Ok(level.is_some_and(|level| level.extract::<i64>().is_ok_and(|level| level >= 0)))
+}
+
+fn is_traced(x: &Bound<'_, PyAny>) -> PyResult<bool> {
+    static IS_TRACED: PyOnceLock<Py<PyAny>> = PyOnceLock::new();
+    IS_TRACED.import(x.py(), "qdp.torch.ops", "is_traced")?.call1((x,))?.is_truthy()
+}
+
+/// `encode` by torch's dispatcher; `arguments` are those of [`SpecArgs`].
+pub(crate) fn operator<'py>(
+    x: &Bound<'py, PyAny>,
+    arguments: &Bound<'py, PyDict>,
+    precision: Option<&str>,
+    validate: &str,
+    out: Option<&Bound<'py, PyAny>>,
+) -> Result<Bound<'py, PyAny>> {
+    static ENCODE: PyOnceLock<Py<PyAny>> = PyOnceLock::new();
+    let py = x.py();
+    arguments.set_item(intern!(py, "precision"), precision)?;
+    arguments.set_item(intern!(py, "validate"), validate)?;
+    arguments.set_item(intern!(py, "out"), out)?;
+    let encode = ENCODE.import(py, "qdp.torch.ops", "encode")?;
+    Ok(encode.call((x,), Some(arguments))?)
 }
 
 /// Encodes `data`, which is `borrowed` where it could be, to a tensor: `out`, or new.

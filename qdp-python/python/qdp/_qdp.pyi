@@ -29,7 +29,9 @@ __all__ = [
     "device_info",
     "encode",
     "encode_backward",
+    "encode_values",
     "pin",
+    "restore_plan",
 ]
 
 __version__: str
@@ -397,9 +399,28 @@ def encode(
     ``torch.cuda.graph`` capture. The result is ``out``, or new; on CUDA it is made by torch's own
     allocator.
 
+    The result is differentiable where ``x`` requires a gradient. The function may be compiled by
+    ``torch.compile``, traced, and transformed by ``torch.func``: it is then the operator
+    ``torch.ops.qdp.encode``. Its gradient is computed from ``x`` and keeps nothing of the states'
+    size; derivatives beyond the first, and forward-mode ones, are taken through torch's own
+    operations, which do. ``out`` has no gradient, and "basis" neither.
+
     See :meth:`qdp.Engine.encode` for the other arguments.
     """
 
+def encode_values(
+    x: Tensor,
+    num_qubits: int,
+    encoding: str = "amplitude",
+    *,
+    rotation: Literal["x", "y", "z"] | None = None,
+    reps: int | None = None,
+    entanglement: Entanglement | None = None,
+    convention: Convention = "qdp",
+    precision: Precision | None = None,
+    validate: Literal["deferred", "now"] = "deferred",
+    out: Tensor | None = None,
+) -> Any: ...
 def encode_backward(
     grad: Tensor,
     x: Tensor,
@@ -461,3 +482,5 @@ def pin(array: Any) -> Pinned:
     device; :class:`qdp.OutOfMemoryError` where the system does not lock as much;
     :class:`qdp.DriverError` for memory that cannot be locked.
     """
+
+def restore_plan(device: str, precision: Precision | None, arguments: dict[str, Any]) -> Plan: ...
