@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from qdp._batcher import Batcher
 from qdp._future import EncodeFuture
+from qdp._gram import gram, gram_blocks
 from qdp._qdp import (
     CoalesceHandle,
     Coalescer,
@@ -76,5 +77,7 @@ __all__ = [
     "ZeroNormError",
     "__version__",
     "device_info",
+    "gram",
+    "gram_blocks",
     "pin",
 ]

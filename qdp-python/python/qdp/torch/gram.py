@@ -1,0 +1,206 @@
+"""``qdp.gram`` of tensors."""
+
+from __future__ import annotations
+
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch.autograd.function import once_differentiable
+
+from qdp import _gram, _qdp
+from qdp.exceptions import DeviceMismatchError, DTypeError
+from qdp.torch.ops import states_dtype
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from torch import Tensor
+
+    from qdp._gram import Kernel
+    from qdp._types import Precision
+
+__all__ = ["Torch", "blocks", "gram"]
+
+
+@dataclass(frozen=True)
+class Torch:
+    """Samples that are tensors."""
+
+    dtype: torch.dtype
+    device: torch.device
+
+    @classmethod
+    def of(cls, x: Tensor, y: Tensor | None, *, precision: Precision | None) -> Torch:
+        """Torch in the precision that samples have together, on their one device."""
+        tensors = [x] if y is None else [x, y]
+        for name, data in zip("xy", tensors, strict=False):
+            if not isinstance(data, torch.Tensor):
+                raise DTypeError(f"{name}: expected a tensor, got {type(data).__name__}")
+            if data.device != tensors[0].device:
+                raise DeviceMismatchError(
+                    f"{name}: expected a tensor on {tensors[0].device}, got one on {data.device}"
+                )
+        states = {states_dtype(data.dtype, precision) for data in tensors}
+        double = torch.complex128 in states
+        return cls(torch.float64 if double else torch.float32, x.device)
+
+    @property
+    def edge(self) -> int:
+        """Rows and columns of a block: on the host, one that caches hold."""
+        return 1024 if self.device.type == "cpu" else 8192
+
+    @property
+    def tile(self) -> int:
+        """Bytes for states and blocks."""
+        return (256 << 20) if self.device.type == "cpu" else (2 << 30)
+
+    @property
+    def itemsize(self) -> int:
+        """Bytes of a real number."""
+        return self.dtype.itemsize
+
+    def samples(self, data: Tensor, *, double: bool) -> Tensor:
+        """Samples in this precision."""
+        real = torch.float64 if double else self.dtype
+        return data.to(real.to_complex() if data.is_complex() else real)
+
+    def encode(self, x: Tensor, num_qubits: int, encoding: str, options: dict[str, Any]) -> Tensor:
+        """Their states."""
+        states: Tensor = _qdp.encode(x, num_qubits, encoding, **options)
+        return states
+
+    def dense(self, states: Tensor) -> Tensor:
+        """The tensor without gaps."""
+        return states.contiguous()
+
+    def indices(self, x: Tensor, num_qubits: int) -> Tensor:
+        """Basis indices. On a GPU nothing waits to ask whether they are some."""
+        wrong = ~((x >= 0) & (x < 2**num_qubits) & (x == x.floor()))
+        if x.device.type == "cpu" and wrong.any():
+            raise _gram.index_error(int(wrong.flatten().nonzero()[0]), num_qubits)
+        return x.masked_fill(wrong, torch.nan)[:, 0]
+
+    def equal(self, a: Tensor, b: Tensor) -> Tensor:
+        """Whether indices are equal."""
+        equal = (a[:, None] == b).to(self.dtype)
+        wrong = torch.isnan(a)[:, None] | torch.isnan(b)
+        return equal.masked_fill_(wrong, torch.nan)
+
+    def multiply(self, a: Tensor, b: Tensor, out: Tensor | None) -> Tensor:
+        """Products of elements."""
+        return torch.mul(a, b, out=out)
+
+    def empty(self, rows: int, columns: int) -> Tensor:
+        """An uninitialised matrix."""
+        return torch.empty(rows, columns, dtype=self.dtype, device=self.device)
+
+
+@contextmanager
+def full_precision(device: torch.device) -> Iterator[None]:
+    """Matrix products in the precision of their factors, whatever the process does elsewhere."""
+    before = torch.get_float32_matmul_precision()
+    if before != "highest":
+        torch.set_float32_matmul_precision("highest")
+    try:
+        with torch.autocast(device.type, enabled=False):
+            yield
+    finally:
+        if before != "highest":
+            torch.set_float32_matmul_precision(before)
+
+
+def gram(kernel: Kernel, x: Tensor, y: Tensor | None, tile: int, out: Tensor | None) -> Tensor:
+    """The matrix of fidelities."""
+    differentiable = any(data is not None and data.requires_grad for data in (x, y))
+    if differentiable and torch.is_grad_enabled():
+        if out is not None:
+            raise RuntimeError("out= has no gradient: leave it out, or detach() the samples")
+        if not kernel.groups or kernel.groups[0].encoding == "basis":
+            raise _gram.invalid("encoding", "one that has a gradient", "'basis'")
+        result: Tensor = Gram.apply(x, y, kernel, tile)
+        return result
+    with torch.no_grad(), full_precision(x.device):
+        if out is None or out.device == x.device:
+            return _gram.fill(kernel, x, y, tile, out)  # type: ignore[no-any-return]
+        found = _gram.fidelities(kernel, x, y, tile)
+        for row, column, block in _gram.mirrored(found, symmetric=y is None):
+            out[row, column] = block
+        return out
+
+
+def blocks(
+    kernel: Kernel, x: Tensor, y: Tensor | None, tile: int
+) -> Iterator[tuple[slice, slice, Tensor]]:
+    """The blocks of the matrix of fidelities."""
+    found = _gram.fidelities(kernel, x, y, tile)
+    while True:
+        # What the caller does with a block is none of this.
+        with torch.no_grad(), full_precision(x.device):
+            if (block := next(found, None)) is None:
+                return
+        yield block
+
+
+class Gram(torch.autograd.Function):
+    """The matrix of fidelities; its gradient computes every block once more."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, y: Tensor | None, kernel: Kernel, tile: int) -> Tensor:
+        """The matrix."""
+        ctx.save_for_backward(x, y)
+        ctx.kernel, ctx.tile = kernel, tile
+        with full_precision(x.device):
+            return _gram.fill(kernel, x, y, tile, None)  # type: ignore[no-any-return]
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor | None, None, None]:
+        """The gradients by the samples, a block at a time."""
+        x, y = ctx.saved_tensors
+        kernel, tile = ctx.kernel, ctx.tile
+        symmetric = y is None
+        others = x if symmetric else y
+        by_x = torch.zeros_like(x)
+        by_y = by_x if symmetric else torch.zeros_like(y)
+        with torch.enable_grad(), full_precision(x.device):
+            columns = _gram.slices(kernel, len(others), tile)
+            for row in _gram.slices(kernel, len(x), tile):
+                left = Lifted(kernel, x, row)
+                for column in columns:
+                    if symmetric and column.start < row.start:
+                        continue
+                    if symmetric and column == row:
+                        block = kernel.block(left.states, left.states)
+                        left.add(torch.autograd.grad(block, left.states, grad[row, column]))
+                        continue
+                    right = Lifted(kernel, others, column)
+                    block = kernel.block(left.states, right.states)
+                    weight = grad[row, column]
+                    if symmetric:
+                        weight = weight + grad[column, row].T
+                    both = torch.autograd.grad(block, left.states + right.states, weight)
+                    left.add(both[: len(left.states)])
+                    right.add(both[len(left.states) :])
+                    by_y[column] += right.gradient()
+                by_x[row] += left.gradient()
+        return by_x, None if symmetric else by_y, None, None
+
+
+class Lifted:
+    """Lifted samples, and the gradient by them so far."""
+
+    def __init__(self, kernel: Kernel, x: Tensor, part: slice) -> None:
+        self.samples = x[part].detach().requires_grad_()
+        self.lifted = kernel.lift(self.samples, part.start)
+        self.states = [states.detach().requires_grad_() for states in self.lifted]
+        self.gradients = [torch.zeros_like(states) for states in self.lifted]
+
+    def add(self, gradients: tuple[Tensor, ...]) -> None:
+        """Add the gradient by a block."""
+        self.gradients = [a + b for a, b in zip(self.gradients, gradients, strict=True)]
+
+    def gradient(self) -> Tensor:
+        """The gradient by the samples."""
+        return torch.autograd.grad(self.lifted, self.samples, self.gradients)[0]
