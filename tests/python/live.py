@@ -41,8 +41,7 @@ def _pennylane_device(n: int) -> Any:
     return qml.device("default.qubit", wires=n)
 
 
-def pennylane(
-    x: NDArray[Any],
+def pennylane_circuit(
     n: int,
     encoding: str,
     *,
@@ -50,13 +49,13 @@ def pennylane(
     reps: int | None = None,
     entanglement: str | Sequence[Sequence[int]] = "full",
     hadamards_after: bool = False,
-) -> Complex:
-    """PennyLane's states, in its own order."""
+) -> Callable[[Any], Any]:
+    """PennyLane's circuit of an encoding, for samples of any interface."""
     import pennylane as qml
 
     wires = range(n)
 
-    def gates(x: NDArray[Any]) -> None:
+    def gates(x: Any) -> None:
         match encoding:
             case "amplitude":
                 qml.AmplitudeEmbedding(x, wires=wires, pad_with=0.0, normalize=True)
@@ -91,10 +90,18 @@ def pennylane(
             for k in wires:
                 qml.Hadamard(k)
 
-    def circuit(x: NDArray[Any]) -> Any:
+    def circuit(x: Any) -> Any:
         gates(x)
         return qml.state()
 
+    return circuit
+
+
+def pennylane(x: NDArray[Any], n: int, encoding: str, **options: Any) -> Complex:
+    """PennyLane's states, in its own order."""
+    import pennylane as qml
+
+    circuit = pennylane_circuit(n, encoding, **options)
     node = qml.QNode(circuit, _pennylane_device(n), interface=None)
     if encoding == "basis":  # BasisEmbedding takes one sample
         return np.array([node(sample) for sample in x])
@@ -201,19 +208,27 @@ def qiskit(
 # torch has no encodings: this is what a user would write, qubit 0 least significant.
 
 
-def torch(
-    x: NDArray[Any],
+def torch(x: NDArray[Any], n: int, encoding: str, **options: Any) -> Complex:
+    """The states in plain torch, complex128, with half angles."""
+    import torch as tc
+
+    t = tc.from_numpy(np.ascontiguousarray(x))
+    states: Complex = torch_states(t, n, encoding, **options).numpy()
+    return states
+
+
+def torch_states(
+    t: Any,
     n: int,
     encoding: str,
     *,
     rotation: str = "y",
     reps: int | None = None,
     entanglement: str | Sequence[Sequence[int]] = "full",
-) -> Complex:
-    """The states in plain torch, complex128, with half angles."""
+) -> Any:
+    """The states of a tensor in plain torch, complex128, with half angles; differentiable."""
     import torch as tc
 
-    t = tc.from_numpy(np.ascontiguousarray(x))
     batch = len(t)
     index = tc.arange(2**n)
     bit = [(index >> k & 1).double() for k in range(n)]
@@ -280,8 +295,7 @@ def torch(
                 states = hadamards(states) * phases(terms)
         case _:
             raise ValueError(encoding)
-    result: Complex = states.numpy()
-    return result
+    return states
 
 
 LIBRARIES: dict[str, tuple[Peer, bool]] = {  # function, whether its order is big-endian

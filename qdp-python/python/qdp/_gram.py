@@ -242,7 +242,7 @@ class NumPy:
     """Samples that are NumPy's, or that NumPy makes an array of."""
 
     dtype: np.dtype[Any]
-    edge = 1024
+    edge = 2048
     tile = 256 << 20
 
     @classmethod

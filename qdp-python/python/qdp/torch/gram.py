@@ -49,7 +49,7 @@ class Torch:
     @property
     def edge(self) -> int:
         """Rows and columns of a block: on the host, one that caches hold."""
-        return 1024 if self.device.type == "cpu" else 8192
+        return 2048 if self.device.type == "cpu" else 8192
 
     @property
     def tile(self) -> int:
