@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch.autograd.function import once_differentiable
 
 from qdp import _gram, _qdp
 from qdp.exceptions import DeviceMismatchError, DTypeError
@@ -155,11 +154,12 @@ class Gram(torch.autograd.Function):
             return _gram.fill(kernel, x, y, tile, None)  # type: ignore[no-any-return]
 
     @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor | None, None, None]:
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, Tensor | None, None, None]:
         """The gradients by the samples, a block at a time."""
         x, y = ctx.saved_tensors
         kernel, tile = ctx.kernel, ctx.tile
+        if torch.is_grad_enabled():
+            return *recorded_gradients(kernel, x, y, grad), None, None
         symmetric = y is None
         others = x if symmetric else y
         by_x = torch.zeros_like(x)
@@ -186,6 +186,19 @@ class Gram(torch.autograd.Function):
                     by_y[column] += right.gradient()
                 by_x[row] += left.gradient()
         return by_x, None if symmetric else by_y, None, None
+
+
+def recorded_gradients(
+    kernel: Kernel, x: Tensor, y: Tensor | None, grad: Tensor
+) -> tuple[Tensor | None, Tensor | None]:
+    """The gradients by the samples, to be differentiated in turn: all blocks are kept."""
+    with full_precision(x.device):
+        left = kernel.lift(x, 0)
+        matrix = kernel.block(left, left if y is None else kernel.lift(y, 0))
+        wanted = [data for data in (x, y) if data is not None and data.requires_grad]
+        found = list(torch.autograd.grad(matrix, wanted, grad, create_graph=True))
+    by_x = found.pop(0) if x.requires_grad else None
+    return by_x, found.pop() if found else None
 
 
 class Lifted:

@@ -1,0 +1,353 @@
+"""qdp.gram: fidelity matrices."""
+
+from __future__ import annotations
+
+import tracemalloc
+from typing import Any
+
+import numpy as np
+import pytest
+import qdp
+import reference
+from cases import CASES, Case
+
+BY_ENCODING = {case.encoding: case for case in reversed(CASES)}
+cases = pytest.mark.parametrize("case", CASES, ids=str)
+# Sizes that leave blocks of every shape behind: many small ones, some, and one.
+TILES = (200, 5000, None)
+
+
+def expected(case: Case, n: int, x: Any, y: Any, **options: Any) -> Any:
+    a = reference.encode(x, n, case.encoding, **options)
+    b = reference.encode(y, n, case.encoding, **options)
+    return np.abs(a @ b.conj().T) ** 2
+
+
+def keywords(case: Case, n: int) -> dict[str, Any]:
+    """Arguments for n qubits; where features do not say n, it is named."""
+    named = {"num_qubits": n} if case.encoding in ("amplitude", "basis") else {}
+    return {"encoding": case.encoding, **named, **case.options(n)}
+
+
+def pair(case: Case, n: int) -> tuple[Any, Any]:
+    """Samples and others, of which one is the same."""
+    both = case.samples(n, batch=12)
+    return both[:5], np.concatenate([both[5:], both[:1]])
+
+
+@cases
+@pytest.mark.parametrize("convention", reference.CONVENTIONS)
+@pytest.mark.parametrize("tile", TILES)
+def test_equals_the_states(case: Case, convention: Any, tile: Any) -> None:
+    for n in (1, 2, 3, 6):
+        x, y = pair(case, n)
+        options = {**keywords(case, n), "convention": convention}
+        want = {"convention": convention, **case.options(n)}
+        result = qdp.gram(x, y, tile=tile, **options)
+        assert type(result) is np.ndarray
+        assert (result.dtype, result.shape) == (np.float64, (5, 8))
+        np.testing.assert_allclose(result, expected(case, n, x, y, **want), rtol=0, atol=1e-12)
+        alone = qdp.gram(y, tile=tile, **options)
+        np.testing.assert_allclose(alone, expected(case, n, y, y, **want), rtol=0, atol=1e-12)
+        np.testing.assert_allclose(alone, alone.T, rtol=0, atol=1e-14)
+        np.testing.assert_allclose(np.diag(alone), 1, rtol=0, atol=1e-12)
+
+
+@cases
+@pytest.mark.parametrize("tile", TILES)
+def test_tensors(case: Case, tile: Any, device: str) -> None:
+    torch = pytest.importorskip("torch", exc_type=ImportError)
+    for n in (1, 3, 7):
+        x, y = pair(case, n)
+        options = keywords(case, n)
+        for precision in ("complex64", "complex128"):
+            a, b = (torch.from_numpy(case.cast(data, precision)).to(device) for data in (x, y))
+            want = expected(case, n, x, y, **case.options(n))
+            result = qdp.gram(a, b, tile=tile, **options)
+            assert result.device == a.device
+            assert result.dtype == (torch.float32 if precision == "complex64" else torch.float64)
+            eps = np.finfo(precision).eps
+            phase = reference.phase_bound(
+                np.concatenate([x, y]), n, case.encoding, **case.options(n)
+            )
+            bound = eps * 16 * (1 + phase)
+            np.testing.assert_allclose(result.cpu(), want, rtol=0, atol=bound)
+            alone = qdp.gram(b, tile=tile, **options)
+            want = expected(case, n, y, y, **case.options(n))
+            np.testing.assert_allclose(alone.cpu(), want, rtol=0, atol=bound)
+            torch.testing.assert_close(alone, alone.T, rtol=0, atol=4 * eps)
+
+
+@cases
+@pytest.mark.parametrize("tile", [300, None])
+def test_gradients(case: Case, tile: Any, device: str) -> None:
+    torch = pytest.importorskip("torch", exc_type=ImportError)
+    import qdp.torch
+
+    for n in (1, 2, 4):
+        x, y = (torch.from_numpy(data[:4]).to(device).requires_grad_() for data in pair(case, n))
+        options = keywords(case, n)
+        if case.encoding == "basis":
+            with pytest.raises(qdp.InvalidArgumentError, match="basis"):
+                qdp.gram(x, y, tile=tile, **options)
+            continue
+        weight = torch.rand(4, 4, device=device, dtype=torch.float64)
+        actual = torch.autograd.grad(qdp.gram(x, y, tile=tile, **options), (x, y), weight)
+        alone = torch.autograd.grad(qdp.gram(x, tile=tile, **options), x, weight)
+
+        def states(data: Any, n: int = n) -> Any:
+            return qdp.torch.encode(data, n, case.encoding, **case.options(n))
+
+        whole = (states(x) @ states(y).mH).abs() ** 2
+        same = (states(x) @ states(x).mH).abs() ** 2
+        want = torch.autograd.grad(whole, (x, y), weight)
+        torch.testing.assert_close(actual, want, rtol=1e-9, atol=1e-11)
+        torch.testing.assert_close(
+            alone, torch.autograd.grad(same, (x,), weight), rtol=1e-9, atol=1e-11
+        )
+        if n == 2:
+            assert torch.autograd.gradcheck(
+                lambda a, b, o=options: qdp.gram(a, b, tile=tile, **o), (x, y)
+            )
+        # By one of the two alone.
+        (only,) = torch.autograd.grad(qdp.gram(x, y.detach(), tile=tile, **options), x, weight)
+        torch.testing.assert_close(only, want[0], rtol=1e-9, atol=1e-11)
+        (only,) = torch.autograd.grad(qdp.gram(x.detach(), y, tile=tile, **options), y, weight)
+        torch.testing.assert_close(only, want[1], rtol=1e-9, atol=1e-11)
+
+
+@pytest.mark.parametrize("encoding", ["amplitude", "angle", "zz"])
+def test_second_derivatives(encoding: str, device: str) -> None:
+    torch = pytest.importorskip("torch", exc_type=ImportError)
+    x = torch.rand(3, 2, device=device, dtype=torch.float64, requires_grad=True)
+    y = torch.rand(2, 2, device=device, dtype=torch.float64, requires_grad=True)
+    assert torch.autograd.gradgradcheck(lambda a: qdp.gram(a, encoding=encoding), (x,))
+    assert torch.autograd.gradgradcheck(lambda a, b: qdp.gram(a, b, encoding=encoding), (x, y))
+    assert torch.autograd.gradgradcheck(lambda b: qdp.gram(x.detach(), b, encoding=encoding), (y,))
+
+
+@pytest.mark.parametrize(
+    ("given", "precision", "result"),
+    [
+        (np.float32, None, np.float32),
+        (np.float16, None, np.float32),
+        (np.int8, None, np.float32),
+        (np.int32, None, np.float32),
+        (np.int64, None, np.float64),
+        (np.float64, None, np.float64),
+        (np.complex64, None, np.float32),
+        (np.complex128, None, np.float64),
+        (np.float64, "complex64", np.float32),
+        (np.float32, "complex128", np.float64),
+    ],
+)
+def test_precision(given: Any, precision: Any, result: Any) -> None:
+    x = np.arange(1, 13).reshape(3, 4).astype(given)
+    found = qdp.gram(x, encoding="amplitude", precision=precision)
+    assert found.dtype == result
+    want = expected(Case("amplitude"), 2, x, x)
+    np.testing.assert_allclose(found, want, rtol=0, atol=20 * np.finfo(result).eps)
+
+
+def test_whatever_numpy_takes() -> None:
+    x = [[0.1, 0.2], [0.3, 0.4], [0.5, 0.6]]
+    want = qdp.gram(np.array(x), encoding="phase")
+    np.testing.assert_array_equal(qdp.gram(x, encoding="phase"), want)
+    row = qdp.gram(x[0], x, encoding="phase")
+    np.testing.assert_allclose(row, want[:1], rtol=1e-14)
+    wide = np.zeros((6, 4))
+    wide[::2, ::2] = x
+    strided = qdp.gram(wide[::2, ::2], encoding="phase")
+    np.testing.assert_array_equal(strided, want)
+
+
+def test_empty(device: str) -> None:
+    torch = pytest.importorskip("torch", exc_type=ImportError)
+    x = np.ones((3, 2))
+    assert qdp.gram(x[:0], x, encoding="angle").shape == (0, 3)
+    assert qdp.gram(x, x[:0], encoding="zz").shape == (3, 0)
+    assert qdp.gram(x[:0], encoding="amplitude").shape == (0, 0)
+    t = torch.ones(3, 2, device=device, requires_grad=True)
+    result = qdp.gram(t, t[:0], encoding="angle")
+    assert result.shape == (3, 0)
+    result.sum().backward()
+    assert not t.grad.any()
+
+
+def test_large_basis_indices() -> None:
+    """Those that single precision does not tell apart."""
+    x = np.array([[2**40], [2**40 + 1], [7]])
+    np.testing.assert_array_equal(qdp.gram(x, encoding="basis"), np.eye(3))
+    assert qdp.gram(x.astype(np.int32), encoding="basis", num_qubits=30).dtype == np.float32
+    bits = np.array([[0, 1, 1] * 12, [0, 1, 0] * 12])
+    np.testing.assert_array_equal(qdp.gram(bits, encoding="basis"), np.eye(2))
+
+
+def test_many_qubits() -> None:
+    """Far more than any state has room for."""
+    rng = np.random.default_rng(4)
+    x, y = rng.normal(0, 0.2, size=(2, 6, 45))
+    want = np.prod(np.cos(x[:, None] - y[None]) ** 2, axis=2)
+    np.testing.assert_allclose(qdp.gram(x, y, encoding="angle"), want, rtol=1e-12)
+
+
+@pytest.mark.parametrize("tile", TILES)
+def test_out(tile: Any, tmp_path: Any, device: str) -> None:
+    torch = pytest.importorskip("torch", exc_type=ImportError)
+    rng = np.random.default_rng(0)
+    x, y = rng.normal(size=(9, 5)), rng.normal(size=(7, 5))
+    for encoding in ("angle", "zz"):
+        want = qdp.gram(x, y, encoding=encoding)
+        mapped = np.memmap(tmp_path / encoding, np.float64, "w+", shape=(9, 7))
+        assert qdp.gram(x, y, encoding=encoding, tile=tile, out=mapped) is mapped
+        np.testing.assert_allclose(mapped, want, rtol=0, atol=1e-14)
+        a, b = torch.from_numpy(x).to(device), torch.from_numpy(y).to(device)
+        for place in (device, "cpu"):
+            out = torch.full((9, 14), torch.nan, dtype=torch.float64, device=place)[:, ::2]
+            assert qdp.gram(a, b, encoding=encoding, tile=tile, out=out) is out
+            np.testing.assert_allclose(out.cpu(), want, rtol=0, atol=1e-13)
+        alone = torch.full((9, 9), torch.nan, dtype=torch.float64)
+        qdp.gram(a, encoding=encoding, tile=tile, out=alone)
+        np.testing.assert_allclose(alone, qdp.gram(x, encoding=encoding), rtol=0, atol=1e-13)
+
+
+@pytest.mark.parametrize("symmetric", [False, True])
+@pytest.mark.parametrize("tile", TILES)
+def test_blocks(symmetric: bool, tile: Any, device: str) -> None:
+    torch = pytest.importorskip("torch", exc_type=ImportError)
+    rng = np.random.default_rng(1)
+    x, y = rng.normal(size=(11, 4)), None if symmetric else rng.normal(size=(6, 4))
+    tensors = [None if data is None else torch.from_numpy(data).to(device) for data in (x, y)]
+    for encoding in ("phase", "iqp-embedding"):
+        want = qdp.gram(x, y, encoding=encoding)
+        for samples in ((x, y), tensors):
+            found = np.full_like(want, np.nan)
+            for rows, columns, block in qdp.gram_blocks(*samples, encoding=encoding, tile=tile):
+                assert np.isnan(found[rows, columns]).all()
+                found[rows, columns] = block if samples[0] is x else block.cpu()
+            np.testing.assert_allclose(found, want, rtol=0, atol=1e-13)
+
+
+@pytest.mark.parametrize("encoding", ["angle", "zz"])
+def test_memory_is_bounded(encoding: str) -> None:
+    """Beside the result: neither all states, nor anything that grows with the pairs."""
+    rng = np.random.default_rng(2)
+    samples, n, tile = 700, 8, 1 << 20
+    x = rng.normal(size=(samples, n))
+    out = np.empty((samples, samples))
+    qdp.gram(x[:2], encoding=encoding)
+    tracemalloc.start()
+    try:
+        qdp.gram(x, encoding=encoding, tile=tile, out=out)
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert out.nbytes > 3 * tile
+    assert peak < 2 * tile
+
+
+def test_matrix_products_are_exact(device: str) -> None:
+    """Neither autocast nor a lower precision of products that the process asked for reaches it."""
+    torch = pytest.importorskip("torch", exc_type=ImportError)
+    x = torch.rand(40, 10, device=device)
+    want = qdp.gram(x, encoding="angle")
+    before = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision("medium")
+    try:
+        with torch.autocast(torch.device(device).type, dtype=torch.bfloat16):
+            for found in (
+                qdp.gram(x, encoding="angle"),
+                qdp.gram(x.clone().requires_grad_(), encoding="angle").detach(),
+            ):
+                torch.testing.assert_close(found, want, rtol=0, atol=0)
+        assert torch.get_float32_matmul_precision() == "medium"
+    finally:
+        torch.set_float32_matmul_precision(before)
+
+
+def test_positive_semidefinite() -> None:
+    """What makes it a kernel."""
+    for case in BY_ENCODING.values():
+        x = case.samples(3, batch=30)
+        matrix = qdp.gram(x, **keywords(case, 3))
+        assert np.linalg.eigvalsh(matrix).min() > -1e-12
+
+
+def test_errors() -> None:
+    x = np.ones((3, 4))
+    with pytest.raises(qdp.InvalidArgumentError, match="encoding"):
+        qdp.gram(x, encoding="angles")
+    with pytest.raises(qdp.InvalidArgumentError, match="reps"):
+        qdp.gram(x, encoding="angle", reps=2)
+    with pytest.raises(qdp.FeatureCountError):
+        qdp.gram(x, encoding="iqp")
+    with pytest.raises(qdp.FeatureCountError):
+        qdp.gram(x, encoding="angle", num_qubits=3)
+    with pytest.raises(qdp.FeatureCountError):
+        qdp.gram(x, encoding="amplitude", num_qubits=1)
+    with pytest.raises(qdp.InvalidArgumentError, match="num_qubits"):
+        qdp.gram(x, encoding="angle", num_qubits=0)
+    with pytest.raises(qdp.InvalidArgumentError, match="y: expected 4"):
+        qdp.gram(x, x[:, :3], encoding="angle")
+    with pytest.raises(qdp.ShapeError, match="y"):
+        qdp.gram(x, x[None], encoding="angle")
+    with pytest.raises(qdp.DTypeError):
+        qdp.gram(np.array([["a"]]), encoding="angle")
+    with pytest.raises(qdp.InvalidArgumentError, match="tile"):
+        qdp.gram(x, encoding="angle", tile=0)
+    with pytest.raises(qdp.ShapeError, match="out"):
+        qdp.gram(x, encoding="angle", out=np.empty((3, 4)))
+    with pytest.raises(qdp.DTypeError, match="out"):
+        qdp.gram(x, encoding="angle", out=np.empty((3, 3), np.float32))
+    with pytest.raises(qdp.BasisValueError):
+        qdp.gram([[3.0], [0.5]], encoding="basis")
+    with pytest.raises(qdp.BasisValueError):
+        qdp.gram([[0.0, 2.0, 1.0]], encoding="basis")
+
+
+@pytest.mark.parametrize("tile", TILES)
+def test_bad_values_are_named(tile: Any) -> None:
+    """By their place among all the samples, whatever block they are in."""
+    x = np.ones((9, 40))
+    x[7, 33] = np.nan
+    with pytest.raises(qdp.NonFiniteError) as caught:
+        qdp.gram(x, encoding="angle", tile=tile)
+    assert (caught.value.sample, caught.value.position) == (7, 33)
+    x = np.ones((9, 4))
+    x[6] = 0
+    with pytest.raises(qdp.ZeroNormError) as zero:
+        qdp.gram(x, encoding="amplitude", tile=tile)
+    assert zero.value.sample == 6
+
+
+def test_errors_of_tensors(device: str) -> None:
+    torch = pytest.importorskip("torch", exc_type=ImportError)
+    x = torch.ones(3, 4, device=device)
+    with pytest.raises(qdp.DTypeError, match="y: expected a tensor"):
+        qdp.gram(x, np.ones((3, 4)), encoding="angle")
+    with pytest.raises(qdp.DeviceMismatchError, match="y"):
+        qdp.gram(x, torch.ones(3, 4, device="meta"), encoding="angle")
+    with pytest.raises(qdp.InvalidArgumentError, match="out"):
+        qdp.gram(x, encoding="angle", out=np.empty((3, 3), np.float32))
+    out = torch.empty(3, 3, device=device)
+    with pytest.raises(RuntimeError, match="out= has no gradient"):
+        qdp.gram(x.clone().requires_grad_(), encoding="angle", out=out)
+
+
+@pytest.mark.gpu
+def test_bad_values_on_a_gpu() -> None:
+    torch = pytest.importorskip("torch", exc_type=ImportError)
+    import qdp.torch
+    from devices import DEVICE
+
+    x = torch.ones(3, 4, device=DEVICE)
+    x[1, 2] = torch.nan
+    result = qdp.gram(x, encoding="angle")
+    assert result[1].isnan().all()
+    assert result[0, 0] == 1
+    with pytest.raises(qdp.NonFiniteError):
+        qdp.torch.check()
+    index = torch.tensor([[3.0], [0.5], [3.0]], device=DEVICE)
+    result = qdp.gram(index, encoding="basis", num_qubits=2)
+    assert result[1].isnan().all()
+    assert result[0, 2] == 1
