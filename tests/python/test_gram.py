@@ -66,7 +66,7 @@ def test_tensors(case: Case, tile: Any, device: str) -> None:
             result = qdp.gram(a, b, tile=tile, **options)
             assert result.device == a.device
             assert result.dtype == (torch.float32 if precision == "complex64" else torch.float64)
-            eps = np.finfo(precision).eps
+            eps = float(np.finfo(precision).eps)
             phase = reference.phase_bound(
                 np.concatenate([x, y]), n, case.encoding, **case.options(n)
             )

@@ -186,7 +186,7 @@ def test_fake_and_meta_tensors(device: str) -> None:
 def test_dispatch_modes_see_it(device: str) -> None:
     from torch.utils._python_dispatch import TorchDispatchMode
 
-    class Watch(TorchDispatchMode):
+    class Watch(TorchDispatchMode):  # type: ignore[no-untyped-call]
         seen: list[Any]
 
         def __torch_dispatch__(self, f: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
@@ -194,7 +194,7 @@ def test_dispatch_modes_see_it(device: str) -> None:
             return f(*args, **(kwargs or {}))
 
     x = torch.rand(2, N, device=device)
-    with Watch() as watch:
+    with Watch() as watch:  # type: ignore[no-untyped-call]
         watch.seen = []
         states = qdp.torch.encode(x, N, "angle")
     assert watch.seen == [torch.ops.qdp.encode.default]

@@ -186,6 +186,18 @@ def test_strides_and_one_sample(device: str) -> None:
             torch.testing.assert_close(given, same, rtol=0, atol=1e-14)
 
 
+def test_jacobian_in_one_pass(device: str) -> None:
+    """Many gradients of one forward, mapped over together."""
+    x = torch.rand(2, 3, device=device, dtype=torch.float64)
+
+    def encode(x: Any) -> Any:
+        return qdp.torch.encode(x, 3, "zz", entanglement=[(0, 2)]).real
+
+    together = torch.autograd.functional.jacobian(encode, x, vectorize=True)
+    one_by_one = torch.autograd.functional.jacobian(encode, x)
+    torch.testing.assert_close(together, one_by_one, rtol=0, atol=1e-14)
+
+
 def test_plan_has_gradients(device: str) -> None:
     plan = qdp.Engine(device, precision="complex128").plan(
         4, "zz", reps=1, entanglement=[(0, 2), (3, 1)], convention="pennylane"

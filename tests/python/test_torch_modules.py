@@ -115,7 +115,10 @@ def test_refuses_when_made() -> None:
     with pytest.raises(qdp.InvalidArgumentError, match="entanglement"):
         qdp.torch.ZZFeatureMap(2, entanglement=[(0, 2)])
     with pytest.raises(qdp.InvalidArgumentError, match="convention"):
-        qdp.torch.PhaseEncoding(2, convention="none")  # type: ignore[typeddict-item]
+        qdp.torch.PhaseEncoding(2, convention="none")  # type: ignore[arg-type]
+    for count in (0, 5):
+        with pytest.raises(qdp.FeatureCountError):
+            qdp.torch.AmplitudeEncoding(2, num_features=count)
 
 
 def test_trains_in_a_sequence(device: str) -> None:

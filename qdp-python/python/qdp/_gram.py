@@ -352,7 +352,7 @@ def prepare(
     backend: Backend
     torch = sys.modules.get("torch")
     if torch is not None and any(isinstance(data, torch.Tensor) for data in (x, y)):
-        from qdp.torch.gram import Torch
+        from qdp.torch.fidelity import Torch
 
         backend = Torch.of(x, y, precision=precision)
     else:
@@ -420,7 +420,7 @@ def gram(
     if out is not None:
         check_out(out, (len(x), len(x if y is None else y)), backend)
     if not isinstance(backend, NumPy):
-        from qdp.torch.gram import gram as tensor_gram
+        from qdp.torch.fidelity import gram as tensor_gram
 
         return tensor_gram(compute, x, y, tile, out)
     return fill(compute, x, y, tile, out)
@@ -479,7 +479,7 @@ def gram_blocks(
     compute, x, y, tile = prepare(x, y, encoding, num_qubits, precision, tile, options)
     if isinstance(compute.backend, NumPy):
         return mirrored(fidelities(compute, x, y, tile), symmetric=y is None)
-    from qdp.torch.gram import blocks
+    from qdp.torch.fidelity import blocks
 
     return mirrored(blocks(compute, x, y, tile), symmetric=y is None)
 

@@ -12,7 +12,9 @@ from qdp.torch import formula
 if TYPE_CHECKING:
     from torch import Tensor
 
-__all__ = ["Backward", "Encode"]
+    from qdp._types import Entanglement
+
+__all__ = ["Backward", "Encode", "TransformedEncode"]
 
 
 def native(
@@ -24,6 +26,13 @@ def native(
     return {"entanglement": list(zip(pairs[::2], pairs[1::2], strict=True)), **options}
 
 
+def schema(*, entanglement: Entanglement | None = None, **options: Any) -> dict[str, Any]:
+    """The native functions' arguments as those of an operator, which has no type for pairs."""
+    if entanglement is None or isinstance(entanglement, str):
+        return {"entanglement": entanglement, **options}
+    return {"pairs": [qubit for pair in entanglement for qubit in pair], **options}
+
+
 def has_values(x: Tensor) -> bool:
     """Whether a tensor is what it looks like, and torch watches no call: the native functions take
     it as it is.
@@ -32,14 +41,38 @@ def has_values(x: Tensor) -> bool:
         torch._C._len_torch_dispatch_stack() == 0  # noqa: SLF001
         and type(x).__torch_dispatch__ is torch.Tensor.__torch_dispatch__
         and not torch._C._functorch.is_functorch_wrapped_tensor(x)  # noqa: SLF001
+        and not torch._C._functorch.is_legacy_batchedtensor(x)  # noqa: SLF001
         and not torch._is_functional_tensor(x)  # noqa: SLF001
         and not x.is_meta
     )
 
 
 class Encode(torch.autograd.Function):
-    """Samples to states. ``spec`` is what ``qdp::encode`` and ``qdp::encode_backward`` both take,
-    ``options`` the rest.
+    """Samples to states, eagerly. ``spec`` is what the native functions for states and for their
+    gradient both take, ``options`` what only the first does.
+    """
+
+    # Not in the newer form, with setup_context: torch calls that several times as slowly.
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, spec: dict[str, Any], options: dict[str, Any]) -> Tensor:
+        """The states. Of the samples and them, only the former are kept for the gradient."""
+        ctx.save_for_backward(x)
+        ctx.spec = spec
+        states: Tensor = _qdp.encode_values(x.detach(), **spec, **options)
+        return states
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:
+        """The gradient by the samples."""
+        (x,) = ctx.saved_tensors
+        if torch.is_grad_enabled():
+            return Backward.apply(grad, x, schema(**ctx.spec)), None, None
+        return gradient_of(grad, x, ctx.spec), None, None
+
+
+class TransformedEncode(torch.autograd.Function):
+    """Samples to states under ``torch.func``. ``spec`` is what ``qdp::encode`` and
+    ``qdp::encode_backward`` both take, ``options`` what only the first does.
     """
 
     @staticmethod
@@ -52,7 +85,7 @@ class Encode(torch.autograd.Function):
     def setup_context(
         ctx: Any, inputs: tuple[Tensor, dict[str, Any], dict[str, Any]], output: Tensor
     ) -> None:
-        """Keep the samples: the gradient is computed from them, not from the states."""
+        """Keep the samples."""
         del output
         x, ctx.spec, _ = inputs
         ctx.save_for_backward(x)
@@ -73,7 +106,7 @@ class Encode(torch.autograd.Function):
     ) -> tuple[Tensor, int]:
         """What is mapped over is more samples."""
         rows = as_rows(x, in_dims[0], info.batch_size)
-        states = Encode.apply(rows.flatten(0, 1), spec, options)
+        states = TransformedEncode.apply(rows.flatten(0, 1), spec, options)
         return states.unflatten(0, rows.shape[:2]), 0
 
 
@@ -83,12 +116,7 @@ class Backward(torch.autograd.Function):
     @staticmethod
     def forward(grad: Tensor, x: Tensor, spec: dict[str, Any]) -> Tensor:
         """The gradient, with the shape and dtype of ``x``."""
-        grad, x = grad.detach(), x.detach()
-        if has_values(grad) and has_values(x):
-            gradient: Tensor = _qdp.encode_backward(grad, x, **native(**spec))
-        else:
-            gradient = torch.ops.qdp.encode_backward(grad, x, **spec)
-        return gradient
+        return gradient_of(grad, x, native(**spec))
 
     @staticmethod
     def setup_context(
@@ -119,6 +147,15 @@ class Backward(torch.autograd.Function):
         gradient = Backward.apply(grads.flatten(0, 1), rows.flatten(0, 1), spec)
         single = x.dim() - (in_dims[1] is not None) == 1
         return gradient if single else gradient.unflatten(0, rows.shape[:2]), 0
+
+
+def gradient_of(grad: Tensor, x: Tensor, spec: dict[str, Any]) -> Tensor:
+    """The gradient by samples, computed natively or by whatever watches or maps."""
+    if has_values(grad) and has_values(x):
+        gradient: Tensor = _qdp.encode_backward(grad.detach(), x.detach(), **spec)
+    else:
+        gradient = torch.ops.qdp.encode_backward(grad, x, **schema(**spec))
+    return gradient
 
 
 def second_gradient(

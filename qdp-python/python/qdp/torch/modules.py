@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, TypedDict, Unpack
 
+import numpy as np
 import torch
 from torch import nn
 
@@ -46,7 +47,8 @@ class Encoding(nn.Module):
     ``bias``: trainable, one value per feature, made with ``device`` and ``dtype`` as torch's own
     modules make theirs. They begin as ones and zeros, which change nothing.
 
-    Raises :class:`qdp.InvalidArgumentError` for an option that is not what it may be.
+    Raises :class:`qdp.InvalidArgumentError` for an option that is not what it may be, and
+    :class:`qdp.FeatureCountError` for a number of features that the encoding does not take.
     """
 
     encoding: ClassVar[str]
@@ -72,7 +74,10 @@ class Encoding(nn.Module):
         engine = _qdp.Engine("cpu", precision=precision)
         plan = engine.plan(num_qubits, self.encoding, convention=convention, **options)
         self.num_qubits = plan.num_qubits
-        self.num_features = num_features or engine.num_features(num_qubits, self.encoding)
+        if num_features is None:
+            num_features = engine.num_features(num_qubits, self.encoding)
+        plan.encode(np.empty((0, num_features)))
+        self.num_features = num_features
         self.options = {name: value for name, value in options.items() if value is not None}
         if convention != "qdp":
             self.options["convention"] = convention

@@ -22,7 +22,15 @@ from torch.autograd import forward_ad
 from qdp import _qdp
 from qdp.exceptions import DTypeError, ShapeError
 from qdp.torch import formula
-from qdp.torch.function import Encode, as_rows, has_values, native, second_gradient
+from qdp.torch.function import (
+    Encode,
+    TransformedEncode,
+    as_rows,
+    has_values,
+    native,
+    schema,
+    second_gradient,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -47,8 +55,8 @@ SCHEMAS = (
 DOUBLE = {torch.float64, torch.complex128, torch.int64, torch.uint64}
 
 library = torch.library.Library("qdp", "DEF")
-for schema in SCHEMAS:
-    library.define(schema)
+for definition in SCHEMAS:
+    library.define(definition)
 
 
 def is_traced(x: Tensor) -> bool:
@@ -79,18 +87,19 @@ def encode(
         spec["rotation"] = rotation
     if reps is not None:
         spec["reps"] = reps
-    if isinstance(entanglement, str):
+    if entanglement is not None:
         spec["entanglement"] = entanglement
-    elif entanglement is not None:
-        spec["pairs"] = [qubit for pair in entanglement for qubit in pair]
+    options = {"precision": precision, "validate": validate}
     if torch.compiler.is_compiling():
-        states = torch.ops.qdp.encode(x, **spec, precision=precision, validate=validate)
+        states = torch.ops.qdp.encode(x, **schema(**spec), **options)
     elif forward_ad._current_level >= 0:  # noqa: SLF001
-        states = formula.encode(x, states_dtype(x.dtype, precision), **spec)
-    elif is_transformed(x) or (x.requires_grad and has_values(x)):
-        states = Encode.apply(x, spec, {"precision": precision, "validate": validate})
+        states = formula.encode(x, states_dtype(x.dtype, precision), **schema(**spec))
+    elif is_transformed(x):
+        states = TransformedEncode.apply(x, schema(**spec), options)
+    elif x.requires_grad and has_values(x):
+        states = Encode.apply(x, spec, options)
     else:
-        states = torch.ops.qdp.encode(x, **spec, precision=precision, validate=validate)
+        states = torch.ops.qdp.encode(x, **schema(**spec), **options)
     return states if out is None else write(out, states)
 
 
