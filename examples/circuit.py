@@ -76,6 +76,10 @@ def pennylane_circuit(
     import pennylane as qml
 
     def circuit(features: Tensor, angles: Tensor) -> Any:
+        if features.is_cuda:  # else its states would begin on the CPU
+            ground = torch.zeros(1 << num_qubits, dtype=torch.complex128, device=features.device)
+            ground[0] = 1
+            qml.StatePrep(ground, wires=range(num_qubits))
         embed(features)
         for layer in angles:
             for qubit in range(num_qubits):

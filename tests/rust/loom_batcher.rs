@@ -126,7 +126,7 @@ impl Work for Copy {
         write(buffer, rows, source)
     }
 
-    fn run(&self, _: &u8, buffer: &Self::Buffer, rows: usize) -> Self::Output {
+    fn run(&self, _: &u8, buffer: &Self::Buffer, rows: usize, _: bool) -> Self::Output {
         let take = |row: usize| {
             // SAFETY: as in `write`.
             buffer.0[row].with_mut(|cell| unsafe { std::mem::replace(&mut *cell, EMPTY) })

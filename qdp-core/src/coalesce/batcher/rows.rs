@@ -71,11 +71,16 @@ impl Rows {
         self.reading.lock().as_ref().is_none_or(Reading::is_over)
     }
 
-    /// Makes it free for another batch.
-    pub(super) fn reuse(&self) {
+    /// Waits until nobody reads the memory.
+    pub(super) fn wait(&self) {
         if let Some(reading) = self.reading.lock().take() {
             reading.wait();
         }
+    }
+
+    /// Makes it free for another batch.
+    pub(super) fn reuse(&self) {
+        self.wait();
         self.doubtful.store(false, Ordering::Relaxed);
     }
 

@@ -140,7 +140,7 @@ impl Work for BatchWork {
         written.and(dropped)
     }
 
-    fn run(&self, Key(plan): &Key, buffer: &Arc<Rows>, rows: usize) -> Output {
+    fn run(&self, Key(plan): &Key, buffer: &Arc<Rows>, rows: usize, gather: bool) -> Output {
         let _inside = Inside::enter(self);
         let options =
             EncodeOptions { precision: Some(plan.precision()), ..EncodeOptions::default() };
@@ -148,6 +148,9 @@ impl Work for BatchWork {
         // before they are written again, which waits until they were read.
         let unwaited = catch(|| unsafe { buffer.encode(&self.engine, plan, rows) }.transpose());
         if let Ok(Some(states)) = unwaited {
+            if gather {
+                buffer.wait();
+            }
             return Output { states: Ok(states), refused: [].into() };
         }
         let encode = || {

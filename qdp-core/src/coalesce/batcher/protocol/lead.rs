@@ -88,9 +88,11 @@ impl<W: Work> Protocol<W> {
         own: Option<(&Arc<Batch<W>>, Option<Instant>)>,
     ) -> bool {
         let until = own.and_then(|(_, deadline)| deadline);
+        // Who leads as promised has tasks of its own, none of which runs meanwhile.
+        let gather = leading.otherwise != Leader::Promised;
         let finished = loop {
             let finished = match (self.next(until), own) {
-                (Next::Run(pending, at), _) => self.run(pending, at),
+                (Next::Run(pending, at), _) => self.run(pending, at, gather),
                 (Next::Leave, Some((batch, _))) => {
                     return !self.leave(batch, |state| state.stats.expired += 1);
                 }
@@ -184,7 +186,7 @@ impl<W: Work> Protocol<W> {
     }
 
     /// Runs a batch and publishes its result; returns what its listeners are to be told.
-    fn run(&self, pending: Pending<W>, at: Instant) -> Vec<Finished<W>> {
+    fn run(&self, pending: Pending<W>, at: Instant, gather: bool) -> Vec<Finished<W>> {
         let Pending { batch, rows, requests, unwritten, full, .. } = pending;
         let (mut invalid, mut expired) = (0, 0);
         for Unwritten { claim, source, ticket } in unwritten {
@@ -198,7 +200,7 @@ impl<W: Work> Protocol<W> {
             drop(claim);
         }
         batch.wait_written();
-        let output = self.work.run(&batch.key, &batch.buffer, rows);
+        let output = self.work.run(&batch.key, &batch.buffer, rows, gather);
         let mut finished = Vec::new();
         for request in requests {
             let late = request.deadline.is_some_and(|deadline| deadline < at);

@@ -56,8 +56,15 @@ pub(crate) trait Work: Send + Sync + Sized {
         rows: Range<usize>,
         source: Self::Source,
     ) -> Result<(), Self::Error>;
-    /// Computes the first `rows` rows, all written. Does not panic.
-    fn run(&self, key: &Self::Key, buffer: &Self::Buffer, rows: usize) -> Self::Output;
+    /// Computes the first `rows` rows, all written. Does not panic. Where others `gather` meanwhile,
+    /// it may take until the device is done: the next batch is the larger for it.
+    fn run(
+        &self,
+        key: &Self::Key,
+        buffer: &Self::Buffer,
+        rows: usize,
+        gather: bool,
+    ) -> Self::Output;
     /// Whether these rows take no longer than a thread may be kept that has other things to do.
     fn is_short(&self, key: &Self::Key, rows: usize) -> bool;
     /// The memory of a batch is not used any more: neither read nor written through it. `full`:
