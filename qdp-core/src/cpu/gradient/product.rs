@@ -11,7 +11,7 @@ use super::super::parallel::ENCODE;
 use super::super::product::{LOW_BITS, fill_table, with_phases};
 use super::super::trig::Trig;
 use super::super::{PIECE, Within, reals, reals_mut};
-use super::{Rows, contiguous, features, fill_not_a_number, part_of};
+use super::{Rows, add_lanes, contiguous, features, fill_not_a_number, part_of, to_f64};
 use crate::element::{Element, Floating, Real};
 use crate::encoding::product::{Factor, Product};
 use crate::input::Row;
@@ -168,10 +168,6 @@ where
     }
 }
 
-fn to_f64<R: Real>(x: R) -> f64 {
-    x.to_f64().unwrap_or(f64::NAN)
-}
-
 type Sums<R> = (Vec<Complex<R>>, Vec<Complex<R>>);
 
 #[multiversion(targets("x86_64+avx2+fma"))]
@@ -259,13 +255,6 @@ fn contract_lanes<R: Real, const N: usize, const LANES: usize>(
     for row in 0..N {
         by_high[row] = Complex::new(add_lanes(&{ re[row] }), add_lanes(&{ im[row] }));
     }
-}
-
-/// Out of line: what is done with the lanes here would else spread them over registers in the loop
-/// that makes them.
-#[inline(never)]
-fn add_lanes<R: Real, const LANES: usize>(lanes: &[R; LANES]) -> f64 {
-    lanes.iter().copied().map(to_f64).sum()
 }
 
 /// Of `values` over some bits, for each of them and both of its values the sum with the factors of
