@@ -420,10 +420,7 @@ QDP_PRODUCT_GRADIENT(5)
 QDP_PRODUCT_GRADIENT(6)
 QDP_PRODUCT_GRADIENT(7)
 
-#ifndef MIN64
-#define MIN64 6
-#define MIN128 5
-#endif
+// With as many blocks to a multiprocessor as registers allow without spilling.
 #define QDP_PRODUCT_GRADIENT_LONG(R, SUFFIX, BLOCKS)                                  \
     extern "C" __global__ void __launch_bounds__(128, BLOCKS)                         \
         qdp_product_gradient_long_##SUFFIX(                                           \
@@ -432,5 +429,5 @@ QDP_PRODUCT_GRADIENT(7)
         qdp::product_gradient<R, qdp::MAX_TEAM_BITS, true>(args);                     \
     }
 
-QDP_PRODUCT_GRADIENT_LONG(float, c64, MIN64)
-QDP_PRODUCT_GRADIENT_LONG(double, c128, MIN128)
+QDP_PRODUCT_GRADIENT_LONG(float, c64, 6)
+QDP_PRODUCT_GRADIENT_LONG(double, c128, 4)

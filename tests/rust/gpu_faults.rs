@@ -6,12 +6,13 @@
 mod common;
 
 use common::values;
+use num_complex::Complex;
 use qdp_core::cuda::faults::{self, Fault};
 use qdp_core::cuda::{self, Context, DeviceBuffer, LiveObjects, Pool, RawStream, Stream};
 use qdp_core::graph::{Array, InputSpec};
 use qdp_core::{
-    DType, Device, EncodeOptions, EncodeSpec, Encoding, Engine, Entanglement, Error, Graph,
-    GraphSpec, Input, Output, PipelineConfig, Precision, Result, StateBatch,
+    DType, Device, EncodeOptions, EncodeSpec, Encoding, Engine, Entanglement, Error, Gradient,
+    Graph, GraphSpec, Input, Output, PipelineConfig, Precision, Result, StateBatch,
 };
 use std::sync::{Arc, Mutex, MutexGuard, Once, PoisonError};
 
@@ -25,6 +26,11 @@ struct Case {
     host: Vec<f64>,
     device: DeviceBuffer,
     want: StateBatch,
+    /// A cotangent, as pairs of values, and room for the gradient.
+    cotangent: DeviceBuffer,
+    gradient: DeviceBuffer,
+    /// The gradient as the CPU backend gives it.
+    slopes: Vec<f64>,
 }
 
 impl Case {
@@ -35,7 +41,42 @@ impl Case {
         let device = rig.upload(&host);
         let cpu = Engine::open(Device::Cpu).unwrap();
         let want = cpu.encode(&Input::rows(&host, features).unwrap(), &spec, None).unwrap();
-        Self { spec, rows, features, host, device, want }
+        let pairs = values(2 * rows * spec.dim(), 2);
+        let cotangent = rig.upload(&pairs);
+        let g: Vec<_> = pairs.chunks(2).map(|pair| Complex::new(pair[0], pair[1])).collect();
+        let mut slopes = vec![0.0; host.len()];
+        let mut out = Gradient::rows(&mut slopes, features).unwrap();
+        let (input, g) =
+            (Input::rows(&host, features).unwrap(), Input::rows(&g, spec.dim()).unwrap());
+        cpu.backward(&input, &spec, &g, &mut out, &EncodeOptions::default()).unwrap();
+        let gradient = rig.upload(&vec![0.0; host.len()]);
+        Self { spec, rows, features, host, device, want, cotangent, gradient, slopes }
+    }
+
+    /// Writes the gradient, reads it back, which may fail, and compares it, which must not.
+    fn differentiate(&self, engine: &Engine, memory: &Memory) -> Result<()> {
+        let stream = memory.stream.raw();
+        self.gradient.memset(0..self.gradient.bytes(), 0xff, stream)?;
+        let at = |buffer: &DeviceBuffer| {
+            std::ptr::with_exposed_provenance_mut::<u8>(buffer.ptr() as usize)
+        };
+        let (device, dim) = (Device::Cuda(0), self.spec.dim());
+        // SAFETY: the buffers hold as much, and are used in the order of `stream`.
+        let (cotangent, mut out) = unsafe {
+            let (shape, strides) = ((self.rows, dim), (dim as isize, 1));
+            let g = Input::from_raw(at(&self.cotangent), DType::C128, device, shape, strides);
+            let (shape, stride) = ((self.rows, self.features), self.features);
+            (g, Gradient::from_raw(at(&self.gradient), DType::F64, device, shape, stride))
+        };
+        engine.backward(&self.on_device(), &self.spec, &cotangent, &mut out, &on(stream))?;
+        let mut bytes = vec![0; self.gradient.bytes()];
+        self.gradient.copy_to_host(0, &mut bytes, stream)?;
+        for (got, want) in bytes.chunks(8).zip(&self.slopes) {
+            let got = f64::from_ne_bytes(got.try_into().unwrap());
+            let close = (got - want).abs() < 1e-9 * (1.0 + want.abs());
+            assert!(close, "{:?}: {got} instead of {want}", self.spec);
+        }
+        Ok(())
     }
 
     fn on_host(&self) -> Input<'_> {
@@ -92,6 +133,7 @@ struct Rig {
     batch: Case,
     long: Case,
     diagonal: Case,
+    product: Case,
     /// One sample of `small`'s shape with a NaN.
     bad: DeviceBuffer,
     /// Room for `batch`'s states.
@@ -128,6 +170,7 @@ fn rig() -> Option<Rig> {
     Some(Rig {
         long: Case::new(Encoding::Amplitude, 18, 1, &memory),
         diagonal: Case::new(zz, 14, 2, &memory),
+        product: Case::new(Encoding::Phase, 15, 3, &memory),
         bad: memory.upload(&bad),
         output: memory.pool.alloc(batch.want.num_bytes(), &memory.stream).unwrap(),
         token: Arc::new(()),
@@ -267,6 +310,16 @@ fn device_input() {
     fail_every_call("device input", |rig, engine| {
         for case in [&rig.small, &rig.long, &rig.diagonal] {
             case.verify(&engine.encode_with(&case.on_device(), &case.spec, &DOUBLE)?)?;
+        }
+        Ok(())
+    });
+}
+
+#[test]
+fn gradients() {
+    fail_every_call("gradients", |rig, engine| {
+        for case in [&rig.small, &rig.long, &rig.product, &rig.diagonal] {
+            case.differentiate(engine, &rig.memory)?;
         }
         Ok(())
     });

@@ -2,7 +2,7 @@
 
 use super::super::parallel::ENCODE;
 use super::super::{PIECE, Within};
-use super::{Rows, contiguous};
+use super::{Rows, add_lanes, contiguous};
 use crate::element::{Element, Floating, Real};
 use crate::encoding::amplitude::MIN_NORM_SQUARED;
 use crate::input::Row;
@@ -11,6 +11,8 @@ use num_complex::Complex;
 
 /// Values that are summed at a time, and gathered where they do not lie together.
 const BLOCK: usize = 1 << 10;
+/// Values that are converted at a time.
+const STRIP: usize = 64;
 /// Independent sums.
 const LANES: usize = 8;
 
@@ -71,31 +73,36 @@ impl Sums {
 #[multiversion(targets("x86_64+avx2+fma"))]
 fn sum_block<T: Element, G: Element>(x: &[T], g: &[G]) -> Sums {
     let (mut squares, mut products) = ([0.0; LANES], [0.0; LANES]);
-    let ((xs, x), (gs, g)) = (x.as_chunks::<LANES>(), g.as_chunks::<LANES>());
-    for (xs, gs) in xs.iter().zip(gs) {
-        for lane in 0..LANES {
-            let (square, product) = terms(xs[lane], gs[lane]);
-            squares[lane] += square;
-            products[lane] += product;
+    for (x, g) in x.chunks(STRIP).zip(g.chunks(STRIP)) {
+        let (a, b) = (strip(x, |x| x.to_f64()), strip(g, |g| g.to_f64()));
+        add_products(&a, &a, &mut squares);
+        add_products(&a, &b, &mut products);
+        if T::DTYPE.is_complex() {
+            let (a, b) = (strip(x, |x| x.to_complex().im), strip(g, |g| g.to_complex().im));
+            add_products(&a, &a, &mut squares);
+            add_products(&a, &b, &mut products);
         }
     }
-    for (&x, &g) in x.iter().zip(g) {
-        let (square, product) = terms(x, g);
-        squares[0] += square;
-        products[0] += product;
+    Sums { square: add_lanes(&{ squares }), product: add_lanes(&{ products }) }
+}
+
+/// Up to a strip of values as doubles, with zeros behind. A loop that only converts is vectorised
+/// for every type.
+#[inline(always)]
+fn strip<T: Copy>(values: &[T], convert: impl Fn(T) -> f64) -> [f64; STRIP] {
+    let mut doubles = [0.0; STRIP];
+    for (double, &value) in doubles.iter_mut().zip(values) {
+        *double = convert(value);
     }
-    Sums { square: squares.iter().sum(), product: products.iter().sum() }
+    doubles
 }
 
 #[inline(always)]
-fn terms<T: Element, G: Element>(x: T, g: G) -> (f64, f64) {
-    let g = g.to_complex();
-    if T::DTYPE.is_complex() {
-        let x = x.to_complex();
-        (x.norm_sqr(), x.re * g.re + x.im * g.im)
-    } else {
-        let x = x.to_f64();
-        (x * x, x * g.re)
+fn add_products(a: &[f64; STRIP], b: &[f64; STRIP], sums: &mut [f64; LANES]) {
+    for (a, b) in a.as_chunks::<LANES>().0.iter().zip(b.as_chunks::<LANES>().0) {
+        for lane in 0..LANES {
+            sums[lane] += a[lane] * b[lane];
+        }
     }
 }
 

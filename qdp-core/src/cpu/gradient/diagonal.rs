@@ -15,7 +15,7 @@ use super::super::trig::Trig;
 use super::super::walsh_hadamard::{transform_cached, transform_high};
 use super::super::{PIECE, Within, for_chunks};
 use super::moments::{column_moments, first_moments, second_moments};
-use super::{Rows, contiguous, features, fill_not_a_number, part_of};
+use super::{Rows, contiguous, features, fill_not_a_number, part_of, to_f64};
 use crate::element::{Element, Floating, Real};
 use crate::encoding::Diagonal;
 use crate::encoding::diagonal::{QuadraticPhase, QuadraticSlopes, pair_index};
@@ -204,7 +204,6 @@ fn add_chunk<R: Trig>(
     });
     let mut slopes = [0.0; 1 << LOW_BITS];
     let slopes = &mut slopes[..u.len()];
-    let to_f64 = |x: R| x.to_f64().unwrap_or(f64::NAN);
     if chi.is_empty() {
         for (slope, u) in slopes.iter_mut().zip(&*u) {
             *slope = to_f64(u.im);

@@ -15,7 +15,7 @@ use super::{
     GROUP_WORK, PARALLEL_WORK, PIECE, ROUND_WORK, TASK_DIM, Within, rows_per_line, work_per_sample,
 };
 use crate::config::Config;
-use crate::element::{Element, Floating, with_floating};
+use crate::element::{Element, Floating, Real, with_floating};
 use crate::encoding::{EncodeSpec, Form};
 use crate::error::Result;
 use crate::gradient::{Gradient, no_gradient_by, no_gradient_of};
@@ -132,6 +132,18 @@ fn contiguous<'a, T: Element>(row: Row<'a, T>, memory: &'a mut Vec<T>) -> &'a [T
     memory.clear();
     memory.extend((0..row.len()).map(|i| row.get(i)));
     memory
+}
+
+#[inline]
+fn to_f64<R: Real>(x: R) -> f64 {
+    x.to_f64().unwrap_or(f64::NAN)
+}
+
+/// Out of line: what is done with the lanes here would else spread them over registers in the loop
+/// that makes them.
+#[inline(never)]
+fn add_lanes<R: Real, const LANES: usize>(lanes: &[R; LANES]) -> f64 {
+    lanes.iter().copied().map(to_f64).sum()
 }
 
 /// Amplitudes of a part of a larger state: whole pieces, the same number whatever the threads.

@@ -10,8 +10,8 @@
 use super::super::parallel::ENCODE;
 use super::super::product::{LOW_BITS, fill_table, with_phases};
 use super::super::trig::Trig;
-use super::super::{PIECE, Within, reals};
-use super::{Rows, contiguous, features, fill_not_a_number, part_of};
+use super::super::{PIECE, Within, reals, reals_mut};
+use super::{Rows, add_lanes, contiguous, features, fill_not_a_number, part_of, to_f64};
 use crate::element::{Element, Floating, Real};
 use crate::encoding::product::{Factor, Product};
 use crate::input::Row;
@@ -168,10 +168,6 @@ where
     }
 }
 
-fn to_f64<R: Real>(x: R) -> f64 {
-    x.to_f64().unwrap_or(f64::NAN)
-}
-
 type Sums<R> = (Vec<Complex<R>>, Vec<Complex<R>>);
 
 #[multiversion(targets("x86_64+avx2+fma"))]
@@ -183,13 +179,13 @@ fn contract_piece<R: Real>(
 ) {
     let len = low.len();
     let tables = (reals(low), reals(turned));
-    let sums = (super::super::reals_mut(&mut sums.0), super::super::reals_mut(&mut sums.1));
+    let sums = (reals_mut(&mut sums.0), reals_mut(&mut sums.1));
     // Two rows at a time, which share what is loaded and stored of tables and sums.
     let (pairs, rest) = by_high.as_chunks_mut::<2>();
     for (pair, by_high) in pairs.iter_mut().enumerate() {
-        let rows = [2 * pair, 2 * pair + 1];
-        let g = rows.map(|row| reals(&g[row * len..(row + 1) * len]));
-        contract_rows(g, rows.map(|row| high[row]), tables, (&mut *sums.0, &mut *sums.1), by_high);
+        let (g, high) = (&g[2 * pair * len..], &high[2 * pair..]);
+        let g = [reals(&g[..len]), reals(&g[len..2 * len])];
+        contract_rows(g, [high[0], high[1]], tables, (&mut *sums.0, &mut *sums.1), by_high);
     }
     // A row is left only where it is all there is.
     if let [by_high] = rest {
@@ -233,24 +229,31 @@ fn contract_lanes<R: Real, const N: usize, const LANES: usize>(
 ) {
     let zero = R::zero();
     let (mut re, mut im) = ([[zero; LANES]; N], [[zero; LANES]; N]);
-    let g = g.map(|g| g.as_chunks::<LANES>().0);
-    let tables = low.as_chunks::<LANES>().0.iter().zip(turned.as_chunks::<LANES>().0);
-    let sums = by_re.as_chunks_mut::<LANES>().0.iter_mut();
-    let sums = sums.zip(by_im.as_chunks_mut::<LANES>().0);
-    for (block, ((low, turned), (by_re, by_im))) in tables.zip(sums).enumerate() {
+    let blocks = low.len() / LANES;
+    for block in 0..blocks {
+        let at = block * LANES;
+        // All loads come before the stores, so that nothing need be known about how slices lie.
+        let load = |values: &[R]| {
+            let mut lanes = [zero; LANES];
+            lanes.copy_from_slice(&values[at..at + LANES]);
+            lanes
+        };
+        let (low, turned) = (load(low), load(turned));
+        let (mut sum_re, mut sum_im) = (load(by_re), load(by_im));
         for row in 0..N {
-            let g = &g[row][block];
+            let g = load(g[row]);
             for lane in 0..LANES {
                 re[row][lane] += g[lane] * low[lane];
                 im[row][lane] += g[lane] * turned[lane];
-                by_re[lane] += g[lane] * high[row].re;
-                by_im[lane] += g[lane] * high[row].im;
+                sum_re[lane] += g[lane] * high[row].re;
+                sum_im[lane] += g[lane] * high[row].im;
             }
         }
+        by_re[at..at + LANES].copy_from_slice(&sum_re);
+        by_im[at..at + LANES].copy_from_slice(&sum_im);
     }
     for row in 0..N {
-        let sum = |lanes: [R; LANES]| lanes.into_iter().map(to_f64).sum::<f64>();
-        by_high[row] = Complex::new(sum(re[row]), sum(im[row]));
+        by_high[row] = Complex::new(add_lanes(&{ re[row] }), add_lanes(&{ im[row] }));
     }
 }
 
