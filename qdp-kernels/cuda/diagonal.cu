@@ -1,9 +1,7 @@
 // Layers of Walsh-Hadamard transforms and quadratic phases: iqp, zz, iqp-embedding.
 //
-// A thread holds 2^K cells of a tile in registers, K consecutive bits of the cell's number: the
-// window. It transforms those bits, passes the cells on through shared memory to whoever holds
-// the next window, and so on; the tile is made in the registers of the first window and goes to
-// memory from those of the last, in which neighbouring lanes hold neighbouring cells.
+// A tile is made in the registers of the first window (walsh_hadamard.cuh) and goes to memory from
+// those of the last, in which neighbouring lanes hold neighbouring cells.
 //
 // A state larger than a tile has two ways. The highest bits may be folded: since the transform
 // is linear, each tile of the transformed state is the transform of a sum over those bits of the
@@ -11,97 +9,9 @@
 // other bits: then a tile has `tile_bits - column_bits` transformed bits from `low_bit` on, and
 // `column_bits` of the lowest bits beside them, so that memory is read and written in whole lines.
 
-#include "phase.cuh"
+#include "walsh_hadamard.cuh"
 
 namespace qdp {
-
-// Amplitudes as the output has them: rows of complex64 may begin at an odd one.
-template <class R>
-__device__ __forceinline__ Cell<R> load_cell(const Complex<R>* from, bool aligned) {
-    if (aligned || CELL_BITS<R> == 0) return *reinterpret_cast<const Cell<R>*>(from);
-    Cell<R> cell;
-    cell.z[0] = from[0];
-    cell.z[CELL_BITS<R>] = from[CELL_BITS<R>];
-    return cell;
-}
-// What is written leaves the cache first, which spares
-// iqp, n = 12, complex64 another 3 %.
-template <class R>
-__device__ __forceinline__ void store_cell(Complex<R>* to, Cell<R> cell, bool aligned) {
-    if (aligned || CELL_BITS<R> == 0) {
-        __stcs(reinterpret_cast<float4*>(to), *reinterpret_cast<const float4*>(&cell));
-    } else {
-        to[0] = cell.z[0];
-        to[CELL_BITS<R>] = cell.z[CELL_BITS<R>];
-    }
-}
-
-template <class R>
-__device__ __forceinline__ void butterfly(Complex<R>& a, Complex<R>& b) {
-    const Complex<R> sum = a + b, difference = a - b;
-    a = sum;
-    b = difference;
-}
-
-template <class R, int K>
-__device__ __forceinline__ void transform_bit(Cell<R> (&cells)[1 << K], int bit) {
-#pragma unroll
-    for (int e = 0; e < 1 << K; ++e) {
-        if (e >> bit & 1) continue;
-#pragma unroll
-        for (int a = 0; a < 1 << CELL_BITS<R>; ++a) {
-            butterfly(cells[e].z[a], cells[e | 1 << bit].z[a]);
-        }
-    }
-}
-
-// Transforms the bits `active` of the window, and the cell's own.
-template <class R, int K>
-__device__ __forceinline__ void transform_window(Cell<R> (&cells)[1 << K], uint32_t active,
-                                                 bool inside) {
-    constexpr uint32_t ALL = (1 << K) - 1;
-    const auto within_cells = [&] {
-#pragma unroll
-        for (int e = 0; e < 1 << K; ++e) butterfly(cells[e].z[0], cells[e].z[CELL_BITS<R>]);
-    };
-    // Nearly always all of them: without branches between them the sums stay where they are,
-    // while each branch would cost a move of every register.
-    if (active == ALL) {
-        if (CELL_BITS<R> && inside) {
-            within_cells();
-#pragma unroll
-            for (int bit = 0; bit < K; ++bit) transform_bit<R, K>(cells, bit);
-        } else {
-#pragma unroll
-            for (int bit = 0; bit < K; ++bit) transform_bit<R, K>(cells, bit);
-        }
-    } else {
-        if (CELL_BITS<R> && inside) within_cells();
-#pragma unroll
-        for (int bit = 0; bit < K; ++bit) {
-            if (active >> bit & 1) transform_bit<R, K>(cells, bit);
-        }
-    }
-}
-
-// Where a cell lies in shared memory: whatever the window, eight neighbouring lanes find theirs
-// in different banks. Linear over exclusive or.
-template <int K>
-__device__ __forceinline__ uint32_t slot(uint32_t cell) {
-    return cell ^ (cell >> K & 7);
-}
-
-// Calls use(e, where) for a thread's cells, whose places follow from the first one's and the steps
-// from bit to bit of the window.
-template <int K, int E = 0, class At, class Next, class Use>
-__device__ __forceinline__ void for_cells(At at, Next next, Use use) {
-    if constexpr (K == 0) {
-        use(E, at);
-    } else {
-        for_cells<K - 1, E>(at, next, use);
-        for_cells<K - 1, E | 1 << (K - 1)>(next(at, K - 1), next, use);
-    }
-}
 
 // Of tiles that are made and transformed once at most, TILE_CELLS may tell the bits of a cell's
 // number, which makes constants of shifts and loop bounds.
@@ -113,36 +23,18 @@ __device__ void diagonal(const DiagonalArgs& args) {
     constexpr bool GROUPS = !FIXED || !separate_factors<K, TILE_CELLS>;
     extern __shared__ __align__(16) unsigned char dynamic[];
 
-    // Bits of a cell's number.
-    const uint32_t tile_cells = FIXED ? TILE_CELLS : args.tile_bits - C;
-    const uint32_t tile_bits = tile_cells + C;
-    const uint32_t column_bits = FIXED ? 0 : args.column_bits, low_bit = FIXED ? 0 : args.low_bit;
-    const uint32_t threads = 1u << (tile_cells - K);
+    const Tiling<R, K, TILE_CELLS> tiling(args);
+    const uint32_t tile_cells = tiling.tile_cells, tile_bits = tiling.tile_bits;
+    const uint32_t column_bits = tiling.column_bits, rounds = tiling.rounds;
+    const uint32_t threads = tiling.threads();
     const uint32_t thread = GROUPS ? threadIdx.x & (threads - 1) : threadIdx.x;
     const uint32_t group = GROUPS ? threadIdx.x >> (tile_cells - K) : 0;
     const uint32_t group_bits = GROUPS ? args.group_bits : 0;
-
-    // Rounds take K of the transformed bits each, the last what is left, in a window that may
-    // reach back.
-    const uint32_t first_bit = max(column_bits, uint32_t(C)) - C;
-    const uint32_t rounds = (tile_cells - first_bit + K - 1) / K;
-    const auto window_of = [&](uint32_t round) {
-        return min(first_bit + round * K, tile_cells - K);
-    };
-    const auto active_of = [&](uint32_t round) {
-        const uint32_t from = first_bit + round * K, to = min(from + K, tile_cells);
-        return ((1u << to) - (1u << from)) >> window_of(round);
-    };
-    // Offset in the state of amplitude `i` of the tile.
-    const auto offset = [&](uint32_t i) {
-        return (i & ((1u << column_bits) - 1)) | uint64_t(i >> column_bits) << low_bit;
-    };
     const bool aligned =
         C == 0 || ((reinterpret_cast<uintptr_t>(args.output) / sizeof(Complex<R>) |
                     (args.batch > 1 ? args.output_stride : 0)) & 1) == 0;
 
     const uint32_t number_bits = args.num_qubits - tile_bits;
-    const uint32_t middle_bits = low_bit - column_bits;
     const uint64_t tiles = args.batch << number_bits;
     const uint64_t parts = (tiles + (1u << group_bits) - 1) >> group_bits;
     const uint64_t begin = uint64_t(blockIdx.x) * args.parts;
@@ -155,16 +47,11 @@ __device__ void diagonal(const DiagonalArgs& args) {
         const uint64_t tile_index = exists ? wanted : tiles - 1;
         const uint64_t row = tile_index >> number_bits;
         const uint64_t number = tile_index & ((uint64_t(1) << number_bits) - 1);
-        // The bits of the index that the tile does not have: between its columns and its
-        // transformed bits, and above those.
-        const uint64_t middle = number & ((uint64_t(1) << middle_bits) - 1);
-        const uint64_t base = middle << column_bits |
-                              number >> middle_bits << (low_bit + tile_bits - column_bits);
-        Complex<R>* out = output_row<R>(args, row) + base;
+        Complex<R>* out = output_row<R>(args, row) + tiling.base(number);
         // The last transform ends in the highest window; each goes through the rounds the other
         // way than the one before it.
         bool ascending = args.transforms & 1;
-        uint32_t window = window_of(ascending ? 0 : rounds - 1);
+        uint32_t window = tiling.window_of(ascending ? 0 : rounds - 1);
         const uint32_t state = static_cast<uint32_t>((part - begin) >> number_bits) %
                                (GROUPS ? 1 : args.ahead);
         sync_group(threads);  // everybody is done with the tile and the tables of before
@@ -196,7 +83,7 @@ __device__ void diagonal(const DiagonalArgs& args) {
                         args, dynamic + args.tables_at + item * args.tables_size,
                         threadIdx.x & (workers - 1), workers};
                     if (ahead || reload) {
-                        diagonal.load(other, again ? window_of(rounds - 1) : window,
+                        diagonal.load(other, again ? tiling.window_of(rounds - 1) : window,
                                       generate && number == 0 && exists && !again);
                     }
                     diagonal.tabulate(fixed);
@@ -217,34 +104,21 @@ __device__ void diagonal(const DiagonalArgs& args) {
             diagonal.apply(cells, factors, thread, generate, static_cast<uint32_t>(number),
                            R(scale));
         };
-        // Passes the cells on to who holds them in another window.
-        const auto exchange = [&](uint32_t from, uint32_t to) {
-            const auto cell = [&](uint32_t at) -> Cell<R>& {
-                return *reinterpret_cast<Cell<R>*>(dynamic + at);
-            };
-            const auto step = [](uint32_t window) {
-                return [window](uint32_t at, int bit) {
-                    return at ^ slot<K>(1u << (window + bit)) * sizeof(Cell<R>);
-                };
-            };
-            for_cells<K>(slot<K>(spread<K>(threadIdx.x, from)) * sizeof(Cell<R>), step(from),
-                         [&](int e, uint32_t at) { cell(at) = cells[e]; });
-            sync_group(threads);
-            for_cells<K>(slot<K>(spread<K>(threadIdx.x, to)) * sizeof(Cell<R>), step(to),
-                         [&](int e, uint32_t at) { cells[e] = cell(at); });
-        };
         if constexpr (FIXED) {
             multiply(0);
             if (args.transforms) {
 #pragma unroll
                 for (uint32_t round = 0; round < rounds; ++round) {
-                    if (round > 0) exchange(window_of(round - 1), window_of(round));
-                    transform_window<R, K>(cells, active_of(round), round == 0);
+                    const uint32_t next = tiling.window_of(round);
+                    if (round > 0) {
+                        tiling.exchange(cells, dynamic, tiling.window_of(round - 1), next);
+                    }
+                    transform_window<R, K>(cells, tiling.active_of(round), round == 0);
                 }
-                window = window_of(rounds - 1);
+                window = tiling.window_of(rounds - 1);
                 if (args.multiplies) multiply(1);
             }
-            window = window_of(rounds - 1);
+            window = tiling.window_of(rounds - 1);
         } else {
 #pragma unroll 1
             for (uint32_t t = 0;; ++t) {
@@ -252,9 +126,9 @@ __device__ void diagonal(const DiagonalArgs& args) {
                     multiply(t);
                 } else if (t == 0) {
                     const auto next = [&](Complex<R>* at, int bit) {
-                        return at + offset(1u << (window + C + bit));
+                        return at + tiling.offset(1u << (window + C + bit));
                     };
-                    for_cells<K>(out + offset(spread<K>(thread, window) << C), next,
+                    for_cells<K>(out + tiling.offset(spread<K>(thread, window) << C), next,
                                  [&](int e, Complex<R>* at) { cells[e] = load_cell(at, aligned); });
                 }
                 if (t == args.transforms) break;
@@ -262,10 +136,10 @@ __device__ void diagonal(const DiagonalArgs& args) {
                 for (uint32_t step = 0; step < rounds; ++step) {
                     const uint32_t round = ascending ? step : rounds - 1 - step;
                     if (step > 0) {
-                        exchange(window, window_of(round));
-                        window = window_of(round);
+                        tiling.exchange(cells, dynamic, window, tiling.window_of(round));
+                        window = tiling.window_of(round);
                     }
-                    transform_window<R, K>(cells, active_of(round),
+                    transform_window<R, K>(cells, tiling.active_of(round),
                                            column_bits == 0 && round == 0);
                 }
                 ascending = !ascending;
@@ -274,9 +148,9 @@ __device__ void diagonal(const DiagonalArgs& args) {
         }
         if (exists) {
             const auto next = [&](Complex<R>* at, int bit) {
-                return at + offset(1u << (window + C + bit));
+                return at + tiling.offset(1u << (window + C + bit));
             };
-            Complex<R>* to = out + offset(spread<K>(thread, window) << C);
+            Complex<R>* to = out + tiling.offset(spread<K>(thread, window) << C);
             if (aligned) {
                 for_cells<K>(to, next, [&](int e, auto at) { store_cell(at, cells[e], true); });
             } else {

@@ -222,7 +222,10 @@ struct Diagonal {
         const uint32_t b = k < args.column_bits || k >= upper ? k
                            : k >= args.low_bit ? k - args.low_bit + args.column_bits
                                                : k - args.column_bits + args.tile_bits;
-        if (b >= args.tile_bits) return b;
+        return b < args.tile_bits ? tile_order(b, window) : b;
+    }
+    // Likewise bit `b` of the tile.
+    __device__ uint32_t tile_order(uint32_t b, uint32_t window) const {
         const uint32_t cell = b - C;
         return int(b) < C            ? thread_bits()
                : cell < window       ? cell
@@ -253,7 +256,7 @@ struct Diagonal {
             double x = load_feature(args, row, feature);
             if (!isfinite(x)) {
                 bad() = 1;
-                if (reporter) report(args, row, feature, reason_not_finite(x));
+                if (reporter && args.record) report(args, row, feature, reason_not_finite(x));
             }
             uint32_t times = 1;
             if (args.kind != EXPLICIT) {
@@ -290,7 +293,7 @@ struct Diagonal {
     }
     // The couplings of bit `i` with those of the HALF bits from `from` on that `ones` names. There
     // may be fewer bits: volatile keeps the compiler from reading what is not named.
-    static constexpr uint32_t HALF = 5;
+    static constexpr uint32_t HALF = C + K > 5 ? C + K : 5;
     __device__ __forceinline__ Turns couple(uint32_t i, uint32_t from, uint32_t ones) const {
         const volatile Turns* row = couplings() + i * args.num_qubits + from;
         Turns sum = 0;
@@ -416,6 +419,41 @@ struct Diagonal {
         }
     }
 
+    // Calls use(e, a, factor) with the diagonal at amplitude `a` of each of the thread's cells.
+    template <class Use>
+    __device__ __forceinline__ void for_factors(const Complex<R>* factors, uint32_t thread,
+                                                R scale, Use use) const {
+        const auto factor_of = [&](uint32_t i) {
+            return factors[(1 + i) << thread_bits() | thread];
+        };
+        Complex<R> first[1 << FIRST], last[1 << LAST];
+        first[0] = {R(1), R(0)};
+        last[0] = factors[thread] * scale;
+#pragma unroll
+        for (int f = 0; f < FIRST; ++f) {
+            const Complex<R> factor = factor_of(C + f);
+#pragma unroll
+            for (int e = 0; e < 1 << f; ++e) first[e | 1 << f] = e ? first[e] * factor : factor;
+        }
+#pragma unroll
+        for (int f = 0; f < LAST; ++f) {
+            const Complex<R> factor = factor_of(C + FIRST + f);
+#pragma unroll
+            for (int e = 0; e < 1 << f; ++e) last[e | 1 << f] = last[e] * factor;
+        }
+        const Complex<R> odd = C ? factor_of(0) : Complex<R>{R(1), R(0)};
+#pragma unroll
+        for (int e = 0; e < 1 << K; ++e) {
+            const int f = e & ((1 << FIRST) - 1), l = e >> FIRST;
+            const Complex<R> even = f ? last[l] * first[f] : last[l];
+            const Cell<R> pairs = corner()[e];
+#pragma unroll
+            for (int a = 0; a < 1 << C; ++a) {
+                use(e, a, (a ? even * odd : even) * pairs.z[a]);
+            }
+        }
+    }
+
     // Multiplies the thread's cells by the diagonal, or makes them so. A folded bit is summed over
     // with the sign that the same bit of `sign` gives it.
     __device__ __forceinline__ void apply(Cell<R> (&cells)[1 << K], const Complex<R>* factors,
@@ -436,38 +474,14 @@ struct Diagonal {
             fold(cells, one);
         }
 
-        Complex<R> first[1 << FIRST], last[1 << LAST];
-        first[0] = {R(1), R(0)};
-        last[0] = factors[thread] * scale;
-#pragma unroll
-        for (int f = 0; f < FIRST; ++f) {
-            const Complex<R> factor = factor_of(C + f);
-#pragma unroll
-            for (int e = 0; e < 1 << f; ++e) first[e | 1 << f] = e ? first[e] * factor : factor;
-        }
-#pragma unroll
-        for (int f = 0; f < LAST; ++f) {
-            const Complex<R> factor = factor_of(C + FIRST + f);
-#pragma unroll
-            for (int e = 0; e < 1 << f; ++e) last[e | 1 << f] = last[e] * factor;
-        }
-        const Complex<R> odd = C ? factor_of(0) : Complex<R>{R(1), R(0)};
-        const auto for_factors = [&](auto use) {
-#pragma unroll
-            for (int e = 0; e < 1 << K; ++e) {
-                const int f = e & ((1 << FIRST) - 1), l = e >> FIRST;
-                const Complex<R> even = f ? last[l] * first[f] : last[l];
-                const Cell<R> pairs = corner()[e];
-#pragma unroll
-                for (int a = 0; a < 1 << C; ++a) {
-                    use(cells[e].z[a], (a ? even * odd : even) * pairs.z[a]);
-                }
-            }
-        };
         if (generate && !folds) {
-            for_factors([](Complex<R>& z, Complex<R> factor) { z = factor; });
+            for_factors(factors, thread, scale, [&](int e, int a, Complex<R> factor) {
+                cells[e].z[a] = factor;
+            });
         } else {
-            for_factors([](Complex<R>& z, Complex<R> factor) { z = z * factor; });
+            for_factors(factors, thread, scale, [&](int e, int a, Complex<R> factor) {
+                cells[e].z[a] = cells[e].z[a] * factor;
+            });
         }
     }
 
