@@ -11,17 +11,17 @@ use crate::encoding::Diagonal;
 use crate::error::Result;
 
 /// Bits of a cell's number that a thread has in registers, at most, and where the state has them.
-const REGISTER_BITS: u32 = 4;
-const MIN_REGISTER_BITS: u32 = 2;
+pub(super) const REGISTER_BITS: u32 = 4;
+pub(super) const MIN_REGISTER_BITS: u32 = 2;
 /// Bits of the number of threads of a block, at most, by bits in registers: `__launch_bounds__`
 /// of diagonal.cu.
-const THREAD_BITS: [u32; REGISTER_BITS as usize + 1] = [0, 8, 8, 8, 9];
+pub(super) const THREAD_BITS: [u32; REGISTER_BITS as usize + 1] = [0, 8, 8, 8, 9];
 /// Bits of the number of a tile's cells that suits the device.
-const TILE_CELLS: u32 = 11;
+pub(super) const TILE_CELLS: u32 = 11;
 /// Likewise, at most.
-const MAX_TILE_CELLS: u32 = 13;
+pub(super) const MAX_TILE_CELLS: u32 = 13;
 /// The least bits of a cell's number for which kernels know them.
-const MIN_MADE_CELLS: u32 = 7;
+pub(super) const MIN_MADE_CELLS: u32 = 7;
 /// Folded bits, at most, that suit tiles of 2^11, 2^12 and 2^13 cells. Measured on an H200 with
 /// 512 MB of output; where the list ends, the pass over memory costs less.
 const FOLDS: [u32; (MAX_TILE_CELLS - TILE_CELLS) as usize + 1] = [0, 3, MAX_FOLD_BITS];
@@ -31,40 +31,40 @@ const MAX_FOLD_BITS: u32 = 4;
 const PASS_FOLD_BITS: u32 = 2;
 /// Columns beside the transformed bits of a strided tile: 8 cells fill a line of memory, 4 do
 /// where more bits are to be transformed.
-const COLUMN_CELLS: u32 = 3;
-const MIN_COLUMN_CELLS: u32 = 2;
+pub(super) const COLUMN_CELLS: u32 = 3;
+pub(super) const MIN_COLUMN_CELLS: u32 = 2;
 /// Threads that an SM should have before each of them gets more registers.
-const THREADS_PER_SM: u64 = 128;
+pub(super) const THREADS_PER_SM: u64 = 128;
 /// Threads of a block that takes several small states.
-const GROUP_THREAD_BITS: u32 = 7;
+pub(super) const GROUP_THREAD_BITS: u32 = 7;
 /// Bits of the number of threads of a warp.
-const WARP_BITS: u32 = 5;
+pub(super) const WARP_BITS: u32 = 5;
 
 /// Mirrors `qdp::DiagonalArgs`.
 #[derive(Debug, Clone, Copy)]
 #[repr(C)]
-struct DiagonalArgs {
-    common: CommonArgs,
-    multiplicity: u64,
-    scale: f64,
-    last_scale: f64,
-    kind: u32,
-    big_endian: u32,
-    reps: u32,
-    diagonals: u32,
-    generate: u32,
-    transforms: u32,
-    multiplies: u32,
-    tile_bits: u32,
-    column_bits: u32,
-    low_bit: u32,
-    fold_bits: u32,
-    group_bits: u32,
-    parts: u32,
-    ahead: u32,
-    factors_at: u32,
-    tables_at: u32,
-    tables_size: u32,
+pub(super) struct DiagonalArgs {
+    pub(super) common: CommonArgs,
+    pub(super) multiplicity: u64,
+    pub(super) scale: f64,
+    pub(super) last_scale: f64,
+    pub(super) kind: u32,
+    pub(super) big_endian: u32,
+    pub(super) reps: u32,
+    pub(super) diagonals: u32,
+    pub(super) generate: u32,
+    pub(super) transforms: u32,
+    pub(super) multiplies: u32,
+    pub(super) tile_bits: u32,
+    pub(super) column_bits: u32,
+    pub(super) low_bit: u32,
+    pub(super) fold_bits: u32,
+    pub(super) group_bits: u32,
+    pub(super) parts: u32,
+    pub(super) ahead: u32,
+    pub(super) factors_at: u32,
+    pub(super) tables_at: u32,
+    pub(super) tables_size: u32,
 }
 
 pub(super) struct Kernels {
@@ -77,15 +77,24 @@ pub(super) struct Kernels {
 
 /// What of the device decides how states are cut.
 #[derive(Debug, Clone, Copy)]
-struct Limits {
-    sms: u64,
+pub(super) struct Limits {
+    pub(super) sms: u64,
     /// Bytes that a block can have.
-    shared: u32,
+    pub(super) shared: u32,
+}
+
+impl Limits {
+    pub(super) fn of(loader: &Loader<'_>) -> Self {
+        Self {
+            sms: u64::from(loader.context.sm_count()),
+            shared: loader.context.max_shared_memory_per_block(),
+        }
+    }
 }
 
 impl Kernels {
     pub(super) fn load(loader: &Loader<'_>) -> Result<Self> {
-        let shared = loader.context.max_shared_memory_per_block();
+        let limits = Limits::of(loader);
         let any_tile = (1..=REGISTER_BITS)
             .map(|bits| loader.by_precision(&format!("qdp_diagonal_{bits}")))
             .collect::<Result<Vec<_>>>()?;
@@ -93,10 +102,9 @@ impl Kernels {
             .map(|cells| loader.by_precision(&format!("qdp_diagonal_made_{cells}")))
             .collect::<Result<Vec<_>>>()?;
         for kernel in any_tile.iter().chain(&made_tile).flatten() {
-            kernel.set_max_dynamic_shared(shared)?;
+            kernel.set_max_dynamic_shared(limits.shared)?;
         }
-        let sms = u64::from(loader.context.sm_count());
-        Ok(Self { any_tile, made_tile, limits: Limits { sms, shared } })
+        Ok(Self { any_tile, made_tile, limits })
     }
 
     /// # Safety
@@ -126,7 +134,7 @@ impl Kernels {
 }
 
 impl DiagonalArgs {
-    fn new(common: CommonArgs, diagonal: &Diagonal, multiplicity: u64) -> Self {
+    pub(super) fn new(common: CommonArgs, diagonal: &Diagonal, multiplicity: u64) -> Self {
         Self {
             common,
             multiplicity,
@@ -154,7 +162,7 @@ impl DiagonalArgs {
 }
 
 /// `CELL_BITS` of phase.cuh: a cell is 16 bytes.
-fn cell_bits(precision: Precision) -> u32 {
+pub(super) fn cell_bits(precision: Precision) -> u32 {
     match precision {
         Precision::Complex64 => 1,
         Precision::Complex128 => 0,
@@ -327,7 +335,7 @@ impl Pass {
 }
 
 /// Bytes of the factors of a tile's threads in shared memory: `Diagonal` of phase.cuh.
-fn factors_size(args: &DiagonalArgs, register_bits: u32, precision: Precision) -> u32 {
+pub(super) fn factors_size(args: &DiagonalArgs, register_bits: u32, precision: Precision) -> u32 {
     if args.generate == 0 && args.multiplies == 0 {
         return 0;
     }
@@ -337,7 +345,7 @@ fn factors_size(args: &DiagonalArgs, register_bits: u32, precision: Precision) -
 }
 
 /// Bytes of a state's tables in shared memory, `beside` included: `Diagonal` of phase.cuh.
-fn tables_size(args: &DiagonalArgs, register_bits: u32, precision: Precision, beside: u32) -> u32 {
+pub(super) fn tables_size(args: &DiagonalArgs, register_bits: u32, precision: Precision, beside: u32) -> u32 {
     if args.generate == 0 && args.multiplies == 0 {
         return 0;
     }
