@@ -10,6 +10,7 @@
 // encoded to memory by diagonal.cu, v goes through memory by tiles as states do there, and tiles
 // leave their moments to be put together by later launches.
 
+#include "gradient.cuh"
 #include "moments.cuh"
 
 namespace qdp {
@@ -46,19 +47,6 @@ struct CombineArgs : Args {
     uint32_t kind;
     uint32_t big_endian;
 };
-
-__device__ inline void store_feature(const Args& args, uint64_t row, uint64_t column, double x) {
-    const uint64_t at = row * args.output_stride + column;
-    switch (static_cast<DType>(args.dtype)) {
-        case DType::F16: static_cast<__half*>(args.output)[at] = __double2half(x); break;
-        case DType::BF16:
-            static_cast<__nv_bfloat16*>(args.output)[at] = __double2bfloat16(x);
-            break;
-        case DType::F32: static_cast<float*>(args.output)[at] = static_cast<float>(x); break;
-        case DType::F64: static_cast<double*>(args.output)[at] = x; break;
-        default: break;  // refused on the host
-    }
-}
 
 // Entry `i` of the single features and pairs of them, on a circle: the pairs are those at each
 // distance up to half way around.
@@ -104,9 +92,9 @@ struct Source {
     bool aligned;
 
     __device__ Source(const DiagonalGradientArgs& args, uint64_t row)
-        : from(static_cast<const Complex<R>*>(args.source) +
-               static_cast<int64_t>(row) * args.source_row_stride),
-          stride(args.source_col_stride),
+        : from(static_cast<const Complex<R>*>(args.source.values) +
+               static_cast<int64_t>(row) * args.source.row_stride),
+          stride(args.source.col_stride),
           aligned(stride == 1 && reinterpret_cast<uintptr_t>(from) % 16 == 0) {}
 
     // Loads a thread's cells, of which `first` is the first one's amplitude.
@@ -280,7 +268,7 @@ __device__ void diagonal_gradient(const DiagonalGradientArgs& args) {
             if (args.kind == EXPLICIT) {
                 const uint32_t feature = j == k ? j : n + pair_index(n, j, k);
                 const double gradient = explicit_gradient(j, k, of);
-                if (exists) store_feature(args, row, feature, gradient);
+                if (exists) store_real(args, row, feature, gradient);
             } else if (j == k) {
                 terms[j * n + j] = own_term(args.kind, j, of);
             } else {
@@ -295,7 +283,7 @@ __device__ void diagonal_gradient(const DiagonalGradientArgs& args) {
         for (uint32_t j = thread; j < n; j += threads) {
             double gradient = 0;
             for (uint32_t k = 0; k < n; ++k) gradient += terms[j * n + k];
-            if (exists) store_feature(args, row, j, gradient);
+            if (exists) store_real(args, row, j, gradient);
         }
     }
 }
@@ -492,7 +480,7 @@ __device__ void gradient_features(const CombineArgs& args) {
                             slope(args.kind, load_feature(args, row, k));
             }
         }
-        store_feature(args, row, feature, gradient);
+        store_real(args, row, feature, gradient);
     }
 }
 

@@ -345,7 +345,12 @@ pub(super) fn factors_size(args: &DiagonalArgs, register_bits: u32, precision: P
 }
 
 /// Bytes of a state's tables in shared memory, `beside` included: `Diagonal` of phase.cuh.
-pub(super) fn tables_size(args: &DiagonalArgs, register_bits: u32, precision: Precision, beside: u32) -> u32 {
+pub(super) fn tables_size(
+    args: &DiagonalArgs,
+    register_bits: u32,
+    precision: Precision,
+    beside: u32,
+) -> u32 {
     if args.generate == 0 && args.multiplies == 0 {
         return 0;
     }

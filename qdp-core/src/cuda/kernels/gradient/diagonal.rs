@@ -5,9 +5,9 @@
 //! ones take turns as in an encode, and what they find out is put together by two small launches.
 
 use super::super::diagonal::{
-    DiagonalArgs, GROUP_THREAD_BITS, Kernels as Encode, Limits, MAX_TILE_CELLS, MIN_COLUMN_CELLS,
-    MIN_MADE_CELLS, COLUMN_CELLS, REGISTER_BITS, THREADS_PER_SM, THREAD_BITS, TILE_CELLS, WARP_BITS,
-    MIN_REGISTER_BITS, cell_bits, factors_size, tables_size,
+    COLUMN_CELLS, DiagonalArgs, GROUP_THREAD_BITS, Kernels as Encode, Limits, MAX_TILE_CELLS,
+    MIN_COLUMN_CELLS, MIN_MADE_CELLS, MIN_REGISTER_BITS, REGISTER_BITS, THREAD_BITS,
+    THREADS_PER_SM, TILE_CELLS, WARP_BITS, cell_bits, factors_size, tables_size,
 };
 use super::super::{CommonArgs, Held, LaunchStream, Loader, Shape};
 use super::{Cotangent, GradientArgs};
@@ -81,9 +81,7 @@ impl Kernels {
             .collect::<Result<Vec<_>>>()?;
         let whole = |name| {
             (MIN_MADE_CELLS..=MAX_TILE_CELLS)
-                .map(|cells| {
-                    loader.by_precision(&format!("qdp_diagonal_gradient_{name}_{cells}"))
-                })
+                .map(|cells| loader.by_precision(&format!("qdp_diagonal_gradient_{name}_{cells}")))
                 .collect::<Result<Vec<_>>>()
         };
         let whole = [whole("single")?, whole("layered")?];
@@ -114,7 +112,7 @@ impl Kernels {
     ///
     /// # Safety
     ///
-    /// As for [`super::super::Kernels::enqueue_gradient`].
+    /// As for [`Kernels::enqueue_gradient`](super::super::Kernels::enqueue_gradient).
     pub(in crate::cuda::kernels) unsafe fn enqueue(
         &self,
         encode: &Encode,
@@ -176,11 +174,8 @@ impl Kernels {
             if let Some(rep) = launch.diagonal {
                 if rep > 1 {
                     layers.reps = rep - 1;
-                    let common = CommonArgs {
-                        output: places.states,
-                        output_stride: common.dim(),
-                        ..common
-                    };
+                    let common =
+                        CommonArgs { output: places.states, output_stride: common.dim(), ..common };
                     // SAFETY: the workspace has room for the states; nothing is reported.
                     unsafe { encode.enqueue(&layers, cut.precision, common, held, stream)? };
                     args_now.0.states = places.states;
@@ -230,12 +225,7 @@ impl Kernels {
 }
 
 impl Args {
-    fn new(
-        common: CommonArgs,
-        source: Cotangent,
-        diagonal: &Diagonal,
-        multiplicity: u64,
-    ) -> Self {
+    fn new(common: CommonArgs, source: Cotangent, diagonal: &Diagonal, multiplicity: u64) -> Self {
         let mut args = DiagonalArgs::new(common, diagonal, multiplicity);
         // Tables are made of the diagonal, as where a state is.
         args.generate = 1;
@@ -306,7 +296,8 @@ impl Whole {
         limits: Limits,
     ) -> Option<Self> {
         let cells = diagonal.num_qubits - cell_bits(precision);
-        let per_thread = (common.batch << cells.min(MAX_TILE_CELLS)) / (THREADS_PER_SM * limits.sms);
+        let per_thread =
+            (common.batch << cells.min(MAX_TILE_CELLS)) / (THREADS_PER_SM * limits.sms);
         let wanted = per_thread.max(1).ilog2().clamp(MIN_REGISTER_BITS, REGISTER_BITS);
         let register_bits = (wanted..=REGISTER_BITS)
             .find(|&bits| cells <= bits + THREAD_BITS[bits as usize])?
@@ -333,8 +324,7 @@ impl Whole {
     /// Where a kernel knows the bits of a cell's number.
     fn made_cells(&self) -> Option<u32> {
         Some(self.cells).filter(|cells| {
-            self.register_bits == REGISTER_BITS
-                && (MIN_MADE_CELLS..=MAX_TILE_CELLS).contains(cells)
+            self.register_bits == REGISTER_BITS && (MIN_MADE_CELLS..=MAX_TILE_CELLS).contains(cells)
         })
     }
 
@@ -351,8 +341,7 @@ impl Whole {
         let moments = (coefficients(self.register_bits + c) << tile_threads) as u32
             * (self.precision.size() / 2) as u32;
         let tile_size = 16 << self.cells;
-        args.memory_size =
-            if exchanges { tile_size } else { moments.next_multiple_of(16) };
+        args.memory_size = if exchanges { tile_size } else { moments.next_multiple_of(16) };
         let stash_size = if self.stash { tile_size } else { 0 };
         let features_size = if self.derived { (n * n * 8).next_multiple_of(16) } else { 0 };
         let factors_size = factors_size(tables, self.register_bits, self.precision);
@@ -436,12 +425,7 @@ struct Places {
 }
 
 impl Cut {
-    fn new(
-        diagonal: &Diagonal,
-        precision: Precision,
-        common: CommonArgs,
-        limits: Limits,
-    ) -> Self {
+    fn new(diagonal: &Diagonal, precision: Precision, common: CommonArgs, limits: Limits) -> Self {
         let (n, c) = (diagonal.num_qubits, cell_bits(precision));
         let cells = n - c;
         let args = DiagonalArgs::new(common, diagonal, 0);
@@ -492,13 +476,9 @@ impl Cut {
             }
             match list.last_mut() {
                 Some(last) if last.diagonal.is_none() => last.diagonal = Some(rep),
-                _ => list.push(Launch {
-                    set,
-                    before: 0,
-                    diagonal: Some(rep),
-                    after: 0,
-                    last: false,
-                }),
+                _ => {
+                    list.push(Launch { set, before: 0, diagonal: Some(rep), after: 0, last: false })
+                }
             }
         }
         if let Some(last) = list.last_mut() {
@@ -513,8 +493,7 @@ impl Cut {
         tables.tile_bits = self.tile_bits;
         if launch.set > 0 {
             let below = self.tile_bits;
-            let bit =
-                |set: u32| below + (self.num_qubits - below) * set / (self.sets - 1);
+            let bit = |set: u32| below + (self.num_qubits - below) * set / (self.sets - 1);
             let (from, to) = (bit(launch.set - 1), bit(launch.set));
             tables.low_bit = from;
             tables.tile_bits = self.strided_bits;
@@ -552,7 +531,10 @@ impl Cut {
     /// Bytes of the workspace that a row takes: a multiple of 16.
     fn row_bytes(&self) -> u64 {
         let parts = self.kept().into_iter().chain(self.sums());
-        parts.chain([8 * coefficients(self.num_qubits)]).map(|bytes| bytes.next_multiple_of(16)).sum()
+        parts
+            .chain([8 * coefficients(self.num_qubits)])
+            .map(|bytes| bytes.next_multiple_of(16))
+            .sum()
     }
 
     /// Rows of a round.
@@ -579,4 +561,169 @@ fn shared_size(args: &DiagonalArgs, tile_bits: u32, precision: Precision) -> u32
     let beside = factors_size(&args, REGISTER_BITS, precision);
     let tables = tables_size(&args, REGISTER_BITS, precision, beside);
     (16 << (tile_bits - cell_bits(precision))) + tables
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::encoding::{EncodeSpec, Encoding, Entanglement, Form};
+    use crate::input::Input;
+
+    const H200: Limits = Limits { sms: 132, shared: 227 << 10 };
+    const LIMITS: [Limits; 3] =
+        [H200, Limits { sms: 28, shared: 99 << 10 }, Limits { sms: 40, shared: 64 << 10 }];
+
+    fn encodings() -> Vec<Encoding> {
+        let mut encodings = vec![Encoding::Iqp];
+        for reps in 1..=4 {
+            encodings.push(Encoding::Zz { reps, entanglement: Entanglement::default() });
+            encodings.push(Encoding::IqpEmbedding { reps, entanglement: Entanglement::default() });
+        }
+        encodings
+    }
+
+    fn case(encoding: &Encoding, n: u32, batch: u64) -> (Diagonal, CommonArgs) {
+        let spec = EncodeSpec::new(encoding.clone(), n).unwrap();
+        let Form::Diagonal(diagonal) = spec.form(spec.num_features()).unwrap() else {
+            panic!("not a diagonal encoding");
+        };
+        let mut common = CommonArgs::new(&Input::sample(&[0.0]), (0, 0), (0, 0, 0), n);
+        common.batch = batch;
+        (diagonal, common)
+    }
+
+    fn for_all(mut check: impl FnMut(&Diagonal, Precision, CommonArgs, Limits)) {
+        for limits in LIMITS {
+            for precision in [Precision::Complex64, Precision::Complex128] {
+                for encoding in encodings() {
+                    for n in 2..=34 {
+                        for batch in [1, 3, 64, 50_000] {
+                            let (diagonal, common) = case(&encoding, n, batch);
+                            check(&diagonal, precision, common, limits);
+                        }
+                    }
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn whole_states_fit_their_blocks() {
+        for_all(|diagonal, precision, common, limits| {
+            let Some(whole) = Whole::new(diagonal, precision, common, limits) else { return };
+            let args = Args::new(common, Cotangent::default(), diagonal, 0);
+            let (args, shape) = whole.launch(args);
+            assert!(shape.shared <= limits.shared, "{whole:?} {shape:?}");
+            let bits = whole.register_bits as usize;
+            assert!((32..=1 << THREAD_BITS[bits]).contains(&shape.threads), "{whole:?} {shape:?}");
+            let DiagonalArgs { group_bits, parts, ahead, .. } = args.diagonal;
+            assert_eq!(shape.threads << bits, 1 << (whole.cells + group_bits), "{whole:?}");
+            assert!((shape.blocks * u64::from(parts)) << group_bits >= common.batch);
+            // Each warp of a block that makes tables ahead makes those of one of its states.
+            assert!(ahead == 1 || (ahead == parts && ahead == shape.threads / 32));
+            // The kernels that know the size are compiled for one row of threads at a time.
+            if whole.made_cells().is_some() && whole.cells < 11 {
+                assert!(shape.threads <= 1 << GROUP_THREAD_BITS);
+            }
+            // The parts of shared memory lie behind one another.
+            let rows = 1 << group_bits;
+            let moments = coefficients(whole.register_bits + cell_bits(precision))
+                << (whole.cells - whole.register_bits);
+            let moments = moments as u32 * (precision.size() / 2) as u32;
+            assert!(args.memory_size >= moments && args.memory_size.is_multiple_of(16));
+            if whole.transforms && whole.cells > whole.register_bits {
+                assert_eq!(args.memory_size, 16 << whole.cells);
+            }
+            let stash = if diagonal.reps > 2 { 16 << whole.cells } else { 0 };
+            assert_eq!(args.stash_at, args.memory_size * rows);
+            assert_eq!(args.features_at, args.stash_at + stash * rows);
+            assert!(args.diagonal.factors_at.is_multiple_of(16));
+            assert!(args.diagonal.tables_at >= args.diagonal.factors_at);
+        });
+    }
+
+    #[test]
+    fn an_h200_holds_the_states_it_should() {
+        for (encoding, reps) in encodings().into_iter().zip([1, 1, 1, 2, 2, 3, 3, 4, 4]) {
+            for n in 2..=20 {
+                for (precision, most) in [(Precision::Complex64, 14), (Precision::Complex128, 13)] {
+                    let (diagonal, common) = case(&encoding, n, 1000);
+                    assert_eq!(diagonal.reps, reps);
+                    let most = if reps > 2 { most - 1 } else { most };
+                    let whole = Whole::new(&diagonal, precision, common, H200);
+                    assert_eq!(whole.is_some(), n <= most, "{encoding:?} {n} {precision:?}");
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn passes_transform_every_bit_and_take_every_diagonal() {
+        for_all(|diagonal, precision, common, limits| {
+            let n = diagonal.num_qubits;
+            if n < 11 {
+                return;
+            }
+            let cut = Cut::new(diagonal, precision, common, limits);
+            let mut covered = vec![0; n as usize];
+            let mut diagonals = Vec::new();
+            let list = cut.launches();
+            for &launch in &list {
+                let args = Args::new(common, Cotangent::default(), diagonal, 0);
+                let (args, shape) = cut.pass(args, launch);
+                let DiagonalArgs { tile_bits, column_bits, low_bit, .. } = args.diagonal;
+                assert!(shape.shared <= limits.shared, "{cut:?} {shape:?}");
+                assert!((32..=512).contains(&shape.threads), "{cut:?} {shape:?}");
+                assert!(column_bits <= low_bit && column_bits < tile_bits, "{cut:?} {args:?}");
+                assert!(column_bits == 0 || column_bits > cell_bits(precision), "{cut:?}");
+                for bit in low_bit..low_bit + tile_bits - column_bits {
+                    covered[bit as usize] += launch.before + launch.after;
+                }
+                diagonals.extend(launch.diagonal);
+                // Before a diagonal all transforms are complete.
+                if launch.diagonal.is_some() {
+                    let done = covered[0] - if launch.set == 0 { launch.after } else { 0 };
+                    let edge = |bit: usize| {
+                        let inside =
+                            (low_bit..low_bit + tile_bits - column_bits).contains(&(bit as u32));
+                        covered[bit] - if inside { launch.after } else { 0 }
+                    };
+                    assert!((0..n as usize).all(|bit| edge(bit) == done), "{list:?}");
+                }
+                assert_eq!(launch.last, launch.diagonal == Some(1), "{list:?}");
+            }
+            let transforms = diagonal.reps - 1 + u32::from(diagonal.final_hadamard);
+            assert_eq!(covered, vec![transforms; n as usize], "{list:?}");
+            assert!(diagonals.into_iter().eq((1..=diagonal.reps).rev()), "{list:?}");
+            // Two sets of bits are as many as there are, up to a size.
+            if n <= 24 && limits.sms == H200.sms {
+                assert!(cut.sets <= 2 && list.len() as u32 <= transforms + 1, "{list:?}");
+            }
+        });
+    }
+
+    #[test]
+    fn the_workspace_has_room_for_a_round() {
+        for_all(|diagonal, precision, common, limits| {
+            if diagonal.num_qubits < 11 {
+                return;
+            }
+            let cut = Cut::new(diagonal, precision, common, limits);
+            let rows = cut.round(common.batch);
+            assert!((1..=common.batch).contains(&rows));
+            assert!(rows == 1 || rows * cut.row_bytes() <= ROUND_BYTES);
+            let places = cut.places(4096, rows);
+            let end = 4096 + rows * cut.row_bytes();
+            let last = places.coefficients + rows * 8 * coefficients(diagonal.num_qubits);
+            assert!(last <= end, "{places:?} {end}");
+            let [cotangents, states] = cut.kept();
+            assert!(places.cotangents + rows * cotangents <= places.states);
+            assert!(places.states + rows * states <= places.sums[0]);
+            assert_eq!(states > 0, diagonal.reps > 1);
+            assert_eq!(
+                cotangents > 0,
+                diagonal.reps > 1 || diagonal.final_hadamard && cut.sets > 1
+            );
+        });
+    }
 }

@@ -1,17 +1,18 @@
 //! Launches of the gradients: of a loss by the features, given its gradient by the states.
 
 mod amplitude;
+mod diagonal;
 mod product;
 
 use super::{CommonArgs, Held, LaunchStream, Loader};
 use crate::encoding::Form;
-use crate::error::{Error, Result};
+use crate::error::Result;
 use crate::gradient::{Gradient, no_gradient_of};
 use crate::input::Input;
 use crate::plan::EncodePlan;
 
 /// Where a cotangent lies. Mirrors `qdp::Cotangent` in qdp-kernels/cuda/gradient.cuh.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone, Copy, Default)]
 #[repr(C)]
 pub(super) struct Cotangent {
     pub(super) values: u64,
@@ -53,6 +54,7 @@ impl GradientArgs {
 pub(super) struct Kernels {
     amplitude: amplitude::Kernels,
     product: product::Kernels,
+    diagonal: diagonal::Kernels,
 }
 
 impl Kernels {
@@ -60,6 +62,7 @@ impl Kernels {
         Ok(Self {
             amplitude: amplitude::Kernels::load(loader)?,
             product: product::Kernels::load(loader)?,
+            diagonal: diagonal::Kernels::load(loader)?,
         })
     }
 }
@@ -74,14 +77,18 @@ impl super::Kernels {
         match plan.form() {
             Form::Amplitude => self.gradient.amplitude.workspace_bytes(plan.precision(), args),
             Form::Product(_) => product::Kernels::workspace_bytes(plan.precision(), args),
-            Form::Diagonal(_) | Form::Basis => 0,
+            Form::Diagonal(diagonal) => {
+                self.gradient.diagonal.workspace_bytes(diagonal, plan.precision(), &args.common)
+            }
+            Form::Basis => 0,
         }
     }
 
     /// Enqueues the launches that write the gradient of the plan's form.
     ///
     /// # Errors
-    /// [`Error::Driver`]; [`Error::InvalidArgument`] for a form without a gradient.
+    /// [`Error::Driver`](crate::Error::Driver);
+    /// [`Error::InvalidArgument`](crate::Error::InvalidArgument) for a form without a gradient.
     ///
     /// # Safety
     ///
@@ -105,15 +112,13 @@ impl super::Kernels {
                 Form::Product(product) => {
                     kernels.product.enqueue(product, precision, args, held.workspace, stream)
                 }
-                Form::Diagonal(_) => Err(not_yet(plan)),
+                Form::Diagonal(diagonal) => {
+                    let types = (plan.dtype(), precision);
+                    let encode = &self.diagonal;
+                    kernels.diagonal.enqueue(encode, diagonal, types, args, held, stream)
+                }
                 Form::Basis => Err(no_gradient_of(plan.spec())),
             }
         }
     }
-}
-
-/// The error for a form whose gradient no kernel writes yet.
-fn not_yet(plan: &EncodePlan) -> Error {
-    let name = plan.spec().encoding().name();
-    Error::invalid("encoding", "one whose gradient CUDA devices support", format!("{name:?}"))
 }
