@@ -26,12 +26,10 @@ struct TileMoments {
 // Mirrored by `GradientArgs` in qdp-core/src/cuda/kernels/gradient/diagonal.rs. `input` are the
 // features, `output` their gradients in the same type, `output_stride` apart.
 struct DiagonalGradientArgs : DiagonalArgs {
-    const void* source;  // gradients by states, or what launches before made of them
+    Cotangent source;    // or what launches before made of it
     const void* states;  // before the diagonal, in rows without gaps; null: all amplitudes equal
     void* target;        // where the tile goes, in rows without gaps; null: nowhere
     double* sums;        // as `TileMoments` has it
-    int64_t source_row_stride;  // in amplitudes
-    int64_t source_col_stride;
     uint32_t before;       // transforms before the diagonal
     uint32_t after;        // and behind it
     uint32_t add_sums;     // to those that are there
@@ -207,7 +205,7 @@ __device__ void diagonal_gradient(const DiagonalGradientArgs& args) {
         };
         if constexpr (!LAYERED) {
             if (args.before) transform<true>(tiling, cells, dynamic);
-            find(args.before ? scale : R(1));
+            find(static_cast<R>(args.last_scale));
         } else {
             const auto transform_back = [&] {
                 transform<true>(tiling, cells, dynamic);
@@ -237,7 +235,8 @@ __device__ void diagonal_gradient(const DiagonalGradientArgs& args) {
                     for (int e = 0; e < CELLS; ++e) u[e] = stash[e * blockDim.x];
                 }
                 R t[CELLS << C];
-                diagonal.for_factors(factors, thread, last ? R(1) : scale,
+                const R factor_scale = last ? static_cast<R>(args.last_scale) : scale;
+                diagonal.for_factors(factors, thread, factor_scale,
                                      [&](int e, int a, Complex<R> factor) {
                     const Complex<R> before = cells[e].z[a];
                     const Complex<R> v = u[e].z[a] * Complex<R>{factor.re, -factor.im};
@@ -322,7 +321,7 @@ __device__ void gradient_pass(const DiagonalGradientArgs& args) {
             diagonal.tabulate(number << tiling.tile_bits);
             diagonal.factorise(diagonal.factors(), thread);
             R t[CELLS << C];
-            const R scale = args.before || args.reps > 1 ? R(args.scale) : R(1);
+            const R scale = static_cast<R>(args.last_scale);
             if (args.states) {
                 const auto* states = static_cast<const Complex<R>*>(args.states) +
                                      (row << args.num_qubits) + base;
