@@ -95,26 +95,44 @@ struct Source {
           stride(args.source.col_stride),
           aligned(stride == 1 && reinterpret_cast<uintptr_t>(from) % 16 == 0) {}
 
+    // Has the amplitudes of a row brought into the cache, by all threads of its tile.
+    __device__ __forceinline__ void prefetch(uint32_t thread, uint32_t threads,
+                                             uint64_t count) const {
+        constexpr uint64_t LINE = 128 / sizeof(Complex<R>);
+        if (!aligned) return;
+        for (uint64_t at = thread * LINE; at < count; at += threads * LINE) {
+            asm volatile("prefetch.global.L2 [%0];" ::"l"(from + at));
+        }
+    }
+
+    __device__ __forceinline__ Cell<R> cell(uint64_t at) const {
+        Cell<R> cell;
+        if (aligned) {
+            const float4 loaded = __ldcs(reinterpret_cast<const float4*>(from + at));
+            return *reinterpret_cast<const Cell<R>*>(&loaded);
+        }
+#pragma unroll
+        for (int a = 0; a < 1 << CELL_BITS<R>; ++a) {
+            cell.z[a] = from[static_cast<int64_t>(at + a) * stride];
+        }
+        return cell;
+    }
+
     // Loads a thread's cells, of which `first` is the first one's amplitude.
     template <class Offset>
     __device__ __forceinline__ void load(Cell<R> (&cells)[1 << K], uint64_t first,
                                          uint32_t window, Offset offset) const {
-        constexpr int C = CELL_BITS<R>;
         const auto next = [&](uint64_t at, int bit) {
-            return at + offset(1u << (window + C + bit));
+            return at + offset(1u << (window + CELL_BITS<R> + bit));
         };
+        // The question is asked once, or the loads would wait for one another.
         if (aligned) {
             for_cells<K>(first, next, [&](int e, uint64_t at) {
                 const float4 loaded = __ldcs(reinterpret_cast<const float4*>(from + at));
                 cells[e] = *reinterpret_cast<const Cell<R>*>(&loaded);
             });
         } else {
-            for_cells<K>(first, next, [&](int e, uint64_t at) {
-#pragma unroll
-                for (int a = 0; a < 1 << C; ++a) {
-                    cells[e].z[a] = from[static_cast<int64_t>(at + a) * stride];
-                }
-            });
+            for_cells<K>(first, next, [&](int e, uint64_t at) { cells[e] = cell(at); });
         }
     }
 };
@@ -167,6 +185,13 @@ __device__ void diagonal_gradient(const DiagonalGradientArgs& args) {
         const uint64_t row = exists ? wanted : args.batch - 1;
         const Source<R, K> source(args, row);
         const uint32_t state = GROUPS ? 0 : static_cast<uint32_t>(part - begin) % args.ahead;
+        // On their way while tables are made.
+        Cell<R> cells[CELLS];
+        if (LAYERED) {
+            source.prefetch(thread, threads, uint64_t(1) << n);
+        } else {
+            source.load(cells, first, home, offset);
+        }
         sync_group(threads);  // everybody is done with the memory of before
 
         // Either the threads of the tile make its tables, or each warp those of a state.
@@ -190,8 +215,6 @@ __device__ void diagonal_gradient(const DiagonalGradientArgs& args) {
             args, dynamic + args.tables_at + table * args.tables_size, thread, threads};
         Complex<R>* factors = GROUPS ? diagonal.factors()
                                      : reinterpret_cast<Complex<R>*>(dynamic + args.factors_at);
-        Cell<R> cells[CELLS];
-        if (!LAYERED) source.load(cells, first, home, offset);
         diagonal.factorise(factors, thread);
 
         R found[coefficients(C + K)] = {};
@@ -227,19 +250,17 @@ __device__ void diagonal_gradient(const DiagonalGradientArgs& args) {
                     transform_back();
                 }
                 const bool last = rep == args.reps;
-                Cell<R> u[CELLS];
-                if (last) {
-                    source.load(u, first, home, offset);
-                } else {
-#pragma unroll
-                    for (int e = 0; e < CELLS; ++e) u[e] = stash[e * blockDim.x];
-                }
+                Cell<R> u;
                 R t[CELLS << C];
                 const R factor_scale = last ? static_cast<R>(args.last_scale) : scale;
                 diagonal.for_factors(factors, thread, factor_scale,
                                      [&](int e, int a, Complex<R> factor) {
+                    if (a == 0) {
+                        u = last ? source.cell(first + (uint64_t(e) << (home + C)))
+                                 : stash[e * blockDim.x];
+                    }
                     const Complex<R> before = cells[e].z[a];
-                    const Complex<R> v = u[e].z[a] * Complex<R>{factor.re, -factor.im};
+                    const Complex<R> v = u.z[a] * Complex<R>{factor.re, -factor.im};
                     t[e << C | a] = v.im * before.re - v.re * before.im;
                     cells[e].z[a] = v;
                 });
@@ -303,7 +324,10 @@ __device__ void gradient_pass(const DiagonalGradientArgs& args) {
     const auto first = [&](uint32_t window) {
         return tiling.offset(spread<K>(thread, window) << C);
     };
-    for (uint64_t tile = blockIdx.x; tile < tiles; tile += gridDim.x) {
+    // A block takes neighbouring tiles of a state, for which it reads the features once.
+    const uint64_t begin = uint64_t(blockIdx.x) * args.parts;
+    const uint64_t end = min(begin + args.parts, tiles);
+    for (uint64_t tile = begin; tile < end; ++tile) {
         const uint64_t row = tile >> number_bits;
         const uint64_t number = tile & ((uint64_t(1) << number_bits) - 1);
         const uint64_t base = tiling.base(number);
@@ -317,7 +341,7 @@ __device__ void gradient_pass(const DiagonalGradientArgs& args) {
         }
         if (args.sums) {
             const Diagonal<R, K, 0> diagonal{args, dynamic + args.tables_at, thread, threads};
-            diagonal.load(row, window, false);
+            if (tile == begin || number == 0) diagonal.load(row, window, false);
             diagonal.tabulate(number << tiling.tile_bits);
             diagonal.factorise(diagonal.factors(), thread);
             R t[CELLS << C];
@@ -325,16 +349,14 @@ __device__ void gradient_pass(const DiagonalGradientArgs& args) {
             if (args.states) {
                 const auto* states = static_cast<const Complex<R>*>(args.states) +
                                      (row << args.num_qubits) + base;
-                Cell<R> before[CELLS];
-                const auto next = [&](uint64_t at, int bit) {
-                    return at + offset(1u << (window + C + bit));
-                };
-                for_cells<K>(first(window), next, [&](int e, uint64_t at) {
-                    before[e] = *reinterpret_cast<const Cell<R>*>(states + at);
-                });
+                Cell<R> before;
                 diagonal.for_factors(diagonal.factors(), thread, scale,
                                      [&](int e, int a, Complex<R> factor) {
-                    const Complex<R> state = before[e].z[a];
+                    if (a == 0) {
+                        const uint64_t at = first(window) + offset(e << (window + C));
+                        before = *reinterpret_cast<const Cell<R>*>(states + at);
+                    }
+                    const Complex<R> state = before.z[a];
                     const Complex<R> v = cells[e].z[a] * Complex<R>{factor.re, -factor.im};
                     t[e << C | a] = v.im * state.re - v.re * state.im;
                     cells[e].z[a] = v;

@@ -18,7 +18,11 @@ use crate::encoding::diagonal::PairTerms;
 use crate::error::Result;
 
 /// What the rows of a round take in the workspace, where that is several rows.
-const ROUND_BYTES: u64 = 64 << 20;
+const ROUND_BYTES: u64 = 256 << 20;
+/// Blocks that an SM should have before they take several tiles.
+const BLOCKS_PER_SM: u64 = 16;
+/// Bits of the number of tiles that a block takes, at most.
+const MAX_PARTS_BITS: u32 = 4;
 /// Threads of a block of the launches that put moments together: `__launch_bounds__` there.
 const COMBINE_THREADS: u64 = 256;
 
@@ -389,6 +393,7 @@ impl Whole {
 #[derive(Debug, Clone, Copy)]
 struct Cut {
     precision: Precision,
+    limits: Limits,
     num_qubits: u32,
     reps: u32,
     final_hadamard: bool,
@@ -442,6 +447,7 @@ impl Cut {
             if rest == 0 { 0 } else { (rest.div_ceil(strided) + COLUMN_CELLS).clamp(small, most) };
         Self {
             precision,
+            limits,
             num_qubits: n,
             reps: diagonal.reps,
             final_hadamard: diagonal.final_hadamard,
@@ -505,8 +511,12 @@ impl Cut {
         let beside = factors_size(tables, REGISTER_BITS, self.precision);
         tables.tables_size = tables_size(tables, REGISTER_BITS, self.precision, beside);
         let tiles = tables.common.batch << (self.num_qubits - tables.tile_bits);
+        // A block takes neighbouring tiles of a state, as long as there are blocks for all SMs.
+        let wanted = tiles / (BLOCKS_PER_SM * self.limits.sms);
+        let most = self.num_qubits - tables.tile_bits;
+        tables.parts = 1 << wanted.max(1).ilog2().min(most).min(MAX_PARTS_BITS);
         let shape = Shape {
-            blocks: tiles,
+            blocks: tiles / u64::from(tables.parts),
             threads: 1 << (cells - REGISTER_BITS),
             shared: shared_size(tables, tables.tile_bits, self.precision),
         };
