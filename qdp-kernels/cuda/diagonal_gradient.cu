@@ -10,26 +10,17 @@
 // encoded to memory by diagonal.cu, v goes through memory by tiles as states do there, and tiles
 // leave their moments to be put together by later launches.
 
-#include "gradient.cuh"
-#include "moments.cuh"
+#include "diagonal_gradient.cuh"
 
 namespace qdp {
 
-// Where tiles leave their moments, by what bits of the index they have.
-struct TileMoments {
-    double* sums;  // [row][coefficient][tile]; null: none did
-    uint32_t tile_bits;
-    uint32_t column_bits;
-    uint32_t low_bit;
-};
-
-// Mirrored by `GradientArgs` in qdp-core/src/cuda/kernels/gradient/diagonal.rs. `input` are the
-// features, `output` their gradients in the same type, `output_stride` apart.
+// Mirrored by `Args` in qdp-core/src/cuda/kernels/gradient/diagonal/mod.rs. Input and output are
+// those of `GradientArgs`; `scale` is that of a transform, `last_scale` that of the source.
 struct DiagonalGradientArgs : DiagonalArgs {
     Cotangent source;    // or what launches before made of it
     const void* states;  // before the diagonal, in rows without gaps; null: all amplitudes equal
     void* target;        // where the tile goes, in rows without gaps; null: nowhere
-    double* sums;        // as `TileMoments` has it
+    double* sums;        // of moments: [row][coefficient][tile]
     uint32_t before;       // transforms before the diagonal
     uint32_t after;        // and behind it
     uint32_t add_sums;     // to those that are there
@@ -37,50 +28,6 @@ struct DiagonalGradientArgs : DiagonalArgs {
     uint32_t stash_at;     // where a tile is kept in shared memory, if it is
     uint32_t features_at;  // where the terms of features are
 };
-
-struct CombineArgs : Args {
-    const uint32_t* multiplicity;
-    TileMoments tiles[2];
-    double* coefficients;  // [row][coefficient], in the order of the features
-    uint32_t kind;
-    uint32_t big_endian;
-};
-
-// Entry `i` of the single features and pairs of them, on a circle: the pairs are those at each
-// distance up to half way around.
-struct Entry {
-    uint32_t j, k;
-};
-__device__ __forceinline__ Entry entry_of(uint32_t i, uint32_t n) {
-    const uint32_t distance = i / n, a = i - distance * n;
-    const uint32_t b = a + distance < n ? a + distance : a + distance - n;
-    return {min(a, b), max(a, b)};
-}
-
-// From the coefficients of t, by features, to the features' gradients. `of(j, k)` is the
-// coefficient of both features' bits, of one where they are equal, of none where both are NONE.
-constexpr uint32_t NONE = ~0u;
-
-// Explicit features: b = (1 - z) / 2 of their bits' signs.
-template <class Of>
-__device__ __forceinline__ double explicit_gradient(uint32_t j, uint32_t k, Of of) {
-    if (j == k) return (of(NONE, NONE) - of(j, j)) / 2;
-    return (of(NONE, NONE) - of(j, j) - of(k, k) + of(j, k)) / 4;
-}
-// What a coupling adds to the gradient of feature `j` by way of the other's value `y`, or a feature
-// by itself: b_j xor b_k = (1 - z_j z_k) / 2 times 2 (pi - x)(pi - y), and RZ and MultiRZ are
-// -z_j x / 2 and -z_j z_k x y / 2.
-__device__ __forceinline__ double slope(uint32_t kind, double y) {
-    return kind == ZZ ? y - 3.14159265358979323846 : -y / 2;
-}
-template <class Of>
-__device__ __forceinline__ double own_term(uint32_t kind, uint32_t j, Of of) {
-    return kind == ZZ ? of(NONE, NONE) - of(j, j) : -of(j, j) / 2;
-}
-template <class Of>
-__device__ __forceinline__ double pair_term(uint32_t kind, uint32_t j, uint32_t k, Of of) {
-    return kind == ZZ ? of(NONE, NONE) - of(j, k) : of(j, k);
-}
 
 // Cotangents as they lie: anywhere, in any strides.
 template <class R, int K>
@@ -279,8 +226,8 @@ __device__ void diagonal_gradient(const DiagonalGradientArgs& args) {
         moments.share(found);
         const uint32_t* places = diagonal.places();
         const auto of = [&](uint32_t j, uint32_t k) {
-            return args.scale * moments.coefficient(j == NONE ? NONE : places[j],
-                                                    k == NONE ? NONE : places[k]);
+            return args.scale * moments.coefficient(j == NO_BIT ? NO_BIT : places[j],
+                                                    k == NO_BIT ? NO_BIT : places[k]);
         };
         for (uint32_t i = thread; i < n * (n + 1) / 2; i += threads) {
             const Entry entry = entry_of(i, n);
@@ -377,7 +324,7 @@ __device__ void gradient_pass(const DiagonalGradientArgs& args) {
             const uint32_t bits = tiling.tile_bits, count = coefficients(bits);
             double* sums = args.sums + (row * count << number_bits) + number;
             for (uint32_t i = thread; i < count; i += threads) {
-                uint32_t j = NONE, k = NONE, at = 0;
+                uint32_t j = NO_BIT, k = NO_BIT, at = 0;
                 if (i > 0) {
                     const Entry entry = entry_of(i - 1, bits);
                     j = diagonal.tile_order(entry.j, window);
@@ -413,95 +360,6 @@ __device__ void gradient_pass(const DiagonalGradientArgs& args) {
         for_cells<K>(target + first(window), next, [&](int e, Complex<R>* at) {
             *reinterpret_cast<Cell<R>*>(at) = cells[e];
         });
-    }
-}
-
-// Puts the tiles' moments together to those of states: a warp for each coefficient.
-__device__ void gradient_combine(const CombineArgs& args) {
-    const uint32_t n = args.num_qubits, count = coefficients(n), lane = threadIdx.x % 32;
-    const uint32_t warps = blockDim.x / 32;
-    const uint64_t all = args.batch * count;
-    for (uint64_t item = uint64_t(blockIdx.x) * warps + threadIdx.x / 32; item < all;
-         item += uint64_t(gridDim.x) * warps) {
-        const uint64_t row = item / count;
-        const uint32_t i = static_cast<uint32_t>(item % count);
-        uint32_t j = NONE, k = NONE, at = 0;
-        if (i > 0) {
-            const Entry entry = entry_of(i - 1, n);
-            at = coefficient_index(n, entry.j, entry.k);
-            j = args.big_endian ? n - 1 - entry.j : entry.j;
-            k = args.big_endian ? n - 1 - entry.k : entry.k;
-        }
-        double sum = 0;
-        for (const TileMoments& tile : args.tiles) {
-            if (!tile.sums) continue;
-            // A bit of the tile chooses its coefficient, one beside the tile signs the sum.
-            const uint32_t bits = tile.tile_bits, number_bits = n - bits;
-            const uint32_t upper = tile.low_bit + bits - tile.column_bits;
-            uint32_t inside[2] = {NONE, NONE};
-            uint64_t beside = 0;
-            const auto place = [&](uint32_t bit, uint32_t which) {
-                if (bit < tile.column_bits) {
-                    inside[which] = bit;
-                } else if (bit >= tile.low_bit && bit < upper) {
-                    inside[which] = bit - tile.low_bit + tile.column_bits;
-                } else {
-                    beside |= uint64_t(1) << (bit < tile.low_bit ? bit - tile.column_bits
-                                                                 : bit - bits);
-                }
-            };
-            if (j != NONE) place(j, 0);
-            if (k != j) place(k, 1);
-            uint32_t own = 0;
-            if (inside[0] != NONE || inside[1] != NONE) {
-                own = coefficient_index(bits, inside[0] == NONE ? inside[1] : inside[0],
-                                        inside[1] == NONE ? inside[0] : inside[1]);
-            }
-            const double* sums =
-                tile.sums + ((row * coefficients(bits) + own) << number_bits);
-            for (uint64_t number = lane; number < uint64_t(1) << number_bits; number += 32) {
-                sum += __popcll(number & beside) & 1 ? -sums[number] : sums[number];
-            }
-        }
-        for (uint32_t distance = 16; distance > 0; distance /= 2) {
-            sum += __shfl_xor_sync(0xffffffff, sum, distance);
-        }
-        if (lane == 0) args.coefficients[row * count + at] = sum;
-    }
-}
-
-// From the moments of states to the gradients: a thread for each feature.
-__device__ void gradient_features(const CombineArgs& args) {
-    const uint32_t n = args.num_qubits;
-    const uint64_t all = args.batch * args.features;
-    for (uint64_t item = uint64_t(blockIdx.x) * blockDim.x + threadIdx.x; item < all;
-         item += uint64_t(gridDim.x) * blockDim.x) {
-        const uint64_t row = item / args.features;
-        const uint32_t feature = static_cast<uint32_t>(item % args.features);
-        const double* coefficients = args.coefficients + row * qdp::coefficients(n);
-        const auto of = [&](uint32_t j, uint32_t k) {
-            return coefficients[j == NONE ? 0 : coefficient_index(n, j, k)];
-        };
-        double gradient;
-        if (args.kind == EXPLICIT) {
-            uint32_t j = feature, k = feature;
-            if (feature >= n) {
-                uint32_t pair = feature - n;
-                for (j = 0; pair >= n - 1 - j; ++j) pair -= n - 1 - j;
-                k = j + 1 + pair;
-            }
-            gradient = explicit_gradient(j, k, of);
-        } else {
-            const uint32_t j = feature;
-            gradient = own_term(args.kind, j, of);
-            for (uint32_t k = 0; k < n; ++k) {
-                if (k == j) continue;
-                const uint32_t times = args.multiplicity[pair_index(n, min(j, k), max(j, k))];
-                gradient += pair_term(args.kind, j, k, of) * times *
-                            slope(args.kind, load_feature(args, row, k));
-            }
-        }
-        store_real(args, row, feature, gradient);
     }
 }
 
@@ -558,14 +416,3 @@ QDP_WHOLES(13, 512)
     }
 QDP_GRADIENT_PASS(float, c64)
 QDP_GRADIENT_PASS(double, c128)
-
-extern "C" __global__ void __launch_bounds__(256) qdp_diagonal_gradient_combine(
-    const __grid_constant__ qdp::CombineArgs args) {
-    qdp::wait_for_previous();
-    qdp::gradient_combine(args);
-}
-extern "C" __global__ void __launch_bounds__(256) qdp_diagonal_gradient_features(
-    const __grid_constant__ qdp::CombineArgs args) {
-    qdp::wait_for_previous();
-    qdp::gradient_features(args);
-}

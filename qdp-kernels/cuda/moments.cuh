@@ -11,6 +11,9 @@
 
 namespace qdp {
 
+// In the place of both bits: the coefficient of none, which is the sum.
+constexpr uint32_t NO_BIT = ~0u;
+
 // The coefficients of B bits: of no bit, of single ones, and of pairs in the order of `pair_index`.
 __host__ __device__ constexpr uint32_t coefficients(uint32_t bits) {
     return 1 + bits * (bits + 1) / 2;
@@ -114,17 +117,15 @@ struct Moments {
         sync_group(1u << thread_bits);
     }
 
-    // The coefficient of two bits, or of one, in the order of `Diagonal`; of none where both are
-    // `NONE`.
-    static constexpr uint32_t NONE = ~0u;
+    // The coefficient of two bits in the order of `Diagonal`; of one where they are equal.
     __device__ double coefficient(uint32_t j, uint32_t k) const {
-        if (j == k) k = NONE;
+        if (j == k) k = NO_BIT;
         const uint32_t low = min(j, k), high = max(j, k);
         uint32_t own = 0, others = 0;
-        if (low != NONE && low >= thread_bits) {
-            own = high == NONE ? 1 + low - thread_bits
+        if (low != NO_BIT && low >= thread_bits) {
+            own = high == NO_BIT ? 1 + low - thread_bits
                                : coefficient_index(B, low - thread_bits, high - thread_bits);
-        } else if (high != NONE && high >= thread_bits) {
+        } else if (high != NO_BIT && high >= thread_bits) {
             own = 1 + high - thread_bits;
         }
         if (j < thread_bits) others |= 1u << j;
