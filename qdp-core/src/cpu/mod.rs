@@ -172,12 +172,7 @@ fn encode_basis<T: Element, R: Real>(spec: &EncodeSpec, rows: Rows<'_, R>) -> Re
 }
 
 /// The features of one sample as doubles, mapped and every one checked.
-fn features<T: Element>(
-    sample: usize,
-    input: &Input<'_>,
-    bits: bool,
-    x: &mut [f64],
-) -> Result<()> {
+fn features<T: Element>(sample: usize, input: &Input<'_>, bits: bool, x: &mut [f64]) -> Result<()> {
     if !load_features(input.row::<T>(sample), input.affine(), x) {
         check_finite(sample, Input::sample(x).row::<f64>(0), 0)?;
     }
