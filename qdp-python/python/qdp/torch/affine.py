@@ -1,5 +1,5 @@
-"""The scale and shift of features, where torch does what the encode does not: the gradients by them,
-and the map itself where no kernel applies it.
+"""The scale and shift of features as far as they are torch's to compute: the gradients by them, and
+the map itself where no kernel applies it.
 """
 
 from __future__ import annotations
@@ -62,7 +62,7 @@ def gradients(
     bias: Tensor | None,
     needed: Sequence[bool],
 ) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
-    """Those by ``x``, ``weight`` and ``bias`` as far as needed, from that by the mapped features."""
+    """Those by ``x``, ``weight`` and ``bias``, as far as needed, from that by mapped features."""
     by_x = by_weight = by_bias = None
     if needed[0]:
         by_x = by_mapped if weight is None else by_mapped * weight

@@ -121,8 +121,8 @@ class Backward(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, cotangent: Tensor) -> tuple[Tensor | None, ...]:
         """Second derivatives."""
-        tensors = ctx.saved_tensors
-        return *second_gradients(*tensors, cotangent, ctx.spec, ctx.needs_input_grad), None
+        gradients = second_gradients(ctx.saved_tensors, cotangent, ctx.spec, ctx.needs_input_grad)
+        return *gradients, None
 
     @staticmethod
     def vmap(
@@ -148,17 +148,13 @@ def detached(tensor: Tensor | None) -> Any:
 
 
 def second_gradients(
-    grad: Tensor,
-    x: Tensor,
-    weight: Tensor | None,
-    bias: Tensor | None,
-    cotangent: Tensor,
-    spec: dict[str, Any],
-    needed: Sequence[bool],
+    saved: tuple[Any, ...], cotangent: Tensor, spec: dict[str, Any], needed: Sequence[bool]
 ) -> tuple[Tensor | None, ...]:
-    """The gradients by ``grad``, ``x``, ``weight`` and ``bias`` of ``cotangent`` times the first
-    gradient by the mapped features, through the encoding written out in torch's operations.
+    """The gradients by ``grad``, ``x``, ``weight`` and ``bias``, which were saved, of ``cotangent``
+    times the first gradient by the mapped features, through the encoding written out in torch's
+    operations.
     """
+    grad, x, weight, bias = saved
 
     def first(grad: Tensor, x: Tensor) -> Any:
         _, pullback, *_ = torch.func.vjp(lambda x: formula.encode(x, grad.dtype, **spec), x)

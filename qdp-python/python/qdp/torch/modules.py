@@ -42,9 +42,9 @@ class Encoding(nn.Module):
 
     Samples have shape ``(features,)`` or ``(batch, features)``, states ``(batch, 2**num_qubits)``
     on the same device: :func:`qdp.torch.encode` says more of both, of ``convention`` and of
-    ``precision``. With ``affine=True`` the features ``weight * x + bias`` are encoded, mapped by the
-    encode itself: trainable, one value per feature, made with ``device`` and ``dtype`` as torch's
-    own modules make theirs. They begin as ones and zeros, which change nothing.
+    ``precision``. With ``affine=True`` the features ``weight * x + bias`` are encoded, mapped by
+    the encode itself: trainable, one value per feature, made with ``device`` and ``dtype`` as
+    torch's own modules make theirs. They begin as ones and zeros, which change nothing.
 
     Raises :class:`qdp.InvalidArgumentError` for an option that is not what it may be.
     """

@@ -218,7 +218,7 @@ def save_backward(
 
 def backward_gradient(ctx: Any, cotangent: Tensor) -> tuple[Tensor | None, ...]:
     """Second derivatives."""
-    return second_gradients(*ctx.saved_tensors, cotangent, ctx.spec, needed_by(ctx))
+    return second_gradients(ctx.saved_tensors, cotangent, ctx.spec, needed_by(ctx))
 
 
 def map_encode(
