@@ -25,7 +25,7 @@ pub(crate) struct Map<'py> {
 /// What an encode with a map starts from.
 pub(crate) enum BorrowedMap<'py> {
     None,
-    Values(Map<'py>),
+    Values(Box<Map<'py>>),
     /// torch has to know of the encode, as a tensor of the map wants a gradient, or has no values
     /// now.
     Traced,
@@ -50,13 +50,13 @@ impl<'py> AffineArgs<'_, 'py> {
     }
 
     /// Borrows tensors that have values.
-    pub(crate) fn values(&self) -> Result<Option<Map<'py>>> {
+    pub(crate) fn values(&self) -> Result<Option<Box<Map<'py>>>> {
         if self.is_none() {
             return Ok(None);
         }
         let weight = self.weight.map(|tensor| vector("weight", tensor)).transpose()?;
         let bias = self.bias.map(|tensor| vector("bias", tensor)).transpose()?;
-        Ok(Some(Map { weight, bias }))
+        Ok(Some(Box::new(Map { weight, bias })))
     }
 
     /// Borrows the tensors, where torch need not know.

@@ -1,6 +1,6 @@
 //! The gradient by a tensor that was encoded: the way under the backward of `qdp.torch.encode`.
 
-use crate::affine::{AffineArgs, Map};
+use crate::affine::AffineArgs;
 use crate::engine::shared;
 use crate::errors::Result;
 use crate::exchange::{Table, resolve_torch};
@@ -75,7 +75,7 @@ pub(crate) fn encode_backward<'py>(
         return Err(Error::Shape { argument: "out", expected, got }.into());
     }
     check_rows(&layout)?;
-    let maps = map.iter().flat_map(Map::layouts);
+    let maps = map.iter().flat_map(|map| map.layouts());
     if maps.chain([&data.layout, &cotangent.layout]).any(|other| layout.may_overlap(other)) {
         let expected = "memory apart from that of the other tensors";
         return Err(Error::invalid("out", expected, "an overlap").into());

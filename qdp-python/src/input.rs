@@ -32,7 +32,7 @@ pub(crate) struct Data<'py> {
     pub(crate) table: Option<Table>,
     owner: Owner<'py>,
     /// Fits the data: checked where it was taken.
-    map: Option<Map<'py>>,
+    map: Option<Box<Map<'py>>>,
 }
 
 /// What keeps the described memory valid: held, never looked at.
@@ -238,7 +238,7 @@ impl<'py> Data<'py> {
     }
 
     /// The data with its features mapped where they are read.
-    pub(crate) fn with_map(self, map: Map<'py>) -> Result<Self> {
+    pub(crate) fn with_map(self, map: Box<Map<'py>>) -> Result<Self> {
         let _ = self.input().with_affine(map.affine())?;
         Ok(Self { map: Some(map), ..self })
     }

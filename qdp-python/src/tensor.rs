@@ -110,7 +110,7 @@ fn encode_values<'py>(
     precision: Option<Precision>,
     validate_now: bool,
     borrowed: Option<Data<'py>>,
-    map: Option<Map<'py>>,
+    map: Option<Box<Map<'py>>>,
     x: &Bound<'py, PyAny>,
     out: Option<&Bound<'py, PyAny>>,
 ) -> Result<Bound<'py, PyAny>> {
