@@ -189,7 +189,10 @@ impl Engine {
         precision: Option<Precision>,
     ) -> Result<Arc<EncodePlan>> {
         let (dtype, features) = (input.dtype(), input.features());
-        let precision = precision.unwrap_or(dtype.natural_precision());
+        let precision = precision.unwrap_or_else(|| input.natural_precision());
+        if input.affine().is_some() && !spec.encoding().takes_affine() {
+            input.refuse_affine(&format!("{} encoding", spec.encoding().name()))?;
+        }
         let place = spec.num_qubits() as usize + 5 * dtype as usize + 3 * precision as usize;
         let recent = &self.shared.recent[place % RECENT_PLANS];
         if let Some(plan) = recent.load_full()
@@ -339,7 +342,8 @@ impl Engine {
     /// `dL/d(Re psi) + i dL/d(Im psi)` for the states psi that encoding `input` gives. `gradient`
     /// has the shape and element type of `input`: `dL/dx`, or `dL/d(Re x) + i dL/d(Im x)`. Both lie
     /// on the engine's device, and must stay valid until `options.stream` has passed the call.
-    /// Computed in the precision of `cotangent`; no other option counts.
+    /// Computed in the precision of `cotangent`; no other option counts. Where the features are
+    /// mapped ([`Input::with_affine`]), the gradient is that by the mapped ones.
     ///
     /// Nothing is validated: a sample that has no state (a value that is not finite, a norm of
     /// zero) gets a gradient of NaN.

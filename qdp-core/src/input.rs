@@ -1,5 +1,6 @@
 //! What an encode reads and writes: borrowed, strided, two-dimensional views.
 
+use crate::affine::Affine;
 use crate::element::{DType, Element, Precision, Real};
 use crate::engine::Device;
 use crate::error::{Error, Result};
@@ -20,6 +21,8 @@ pub struct Input<'a> {
     strides: (isize, isize),
     /// Where each sample lies, if not at `ptr` and the strides.
     rows: Option<&'a [RowRef]>,
+    /// Fits: checked where it was taken.
+    affine: Option<Affine<'a>>,
     data: PhantomData<&'a [u8]>,
 }
 
@@ -52,6 +55,7 @@ impl<'a> Input<'a> {
             features: values.len(),
             strides: (values.len() as isize, 1),
             rows: None,
+            affine: None,
             data: PhantomData,
         }
     }
@@ -87,7 +91,8 @@ impl<'a> Input<'a> {
         (batch, features): (usize, usize),
         strides: (isize, isize),
     ) -> Self {
-        Self { ptr, dtype, device, batch, features, strides, rows: None, data: PhantomData }
+        let (rows, affine, data) = (None, None, PhantomData);
+        Self { ptr, dtype, device, batch, features, strides, rows, affine, data }
     }
 
     /// Samples that lie anywhere in host memory, of at most `features` values each: shorter ones
@@ -101,17 +106,51 @@ impl<'a> Input<'a> {
         let strides = (features as isize, 1);
         let ptr = std::ptr::null();
         let (device, batch, rows) = (Device::Cpu, rows.len(), Some(rows));
-        Self { ptr, dtype, device, batch, features, strides, rows, data: PhantomData }
+        Self { ptr, dtype, device, batch, features, strides, rows, affine: None, data: PhantomData }
+    }
+
+    /// The same samples, with their features mapped where an encode reads them. The gradient of
+    /// [`Engine::backward`](crate::Engine::backward) is that by the mapped features.
+    ///
+    /// For the encodings whose features are few (not amplitude, not basis), and for samples where
+    /// the engine computes.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Shape`] for other than one value per feature, [`Error::DType`] for a type that is
+    /// not a real floating one, [`Error::DeviceMismatch`] for values that are not where the samples
+    /// are; in arguments `weight` and `bias`.
+    pub fn with_affine(self, affine: Affine<'a>) -> Result<Self> {
+        affine.check(self.features, self.device)?;
+        Ok(Self { affine: Some(affine), ..self })
+    }
+
+    pub(crate) fn affine(&self) -> Option<&Affine<'a>> {
+        self.affine.as_ref()
+    }
+
+    /// Refuses a map of the features, for `what` that knows none.
+    pub(crate) fn refuse_affine(&self, what: &str) -> Result<()> {
+        let Some(affine) = &self.affine else { return Ok(()) };
+        Err(Error::invalid(affine.argument(), format!("None for {what}"), "values"))
+    }
+
+    /// The precision of the states where nobody asks for another.
+    pub(crate) fn natural_precision(&self) -> Precision {
+        let dtype = self.dtype;
+        self.affine.map_or(dtype.natural_precision(), |affine| affine.precision(dtype))
     }
 
     /// The same view with a lifetime of the caller's choice. Not of a gathered one.
     ///
     /// # Safety
     ///
-    /// What [`Self::from_raw`] asks for must hold for that lifetime.
+    /// What [`Self::from_raw`] asks for must hold for that lifetime, also of the memory of a map.
     pub(crate) unsafe fn for_any_lifetime<'b>(&self) -> Input<'b> {
         debug_assert!(self.rows.is_none());
-        Input { rows: None, data: PhantomData, ..*self }
+        // SAFETY: passed on to the caller.
+        let affine = self.affine.map(|affine| unsafe { affine.for_any_lifetime() });
+        Input { rows: None, affine, data: PhantomData, ..*self }
     }
 
     /// Where a sample of a host input lies.
@@ -224,7 +263,7 @@ impl OwnedInput {
     /// # Safety
     ///
     /// What [`Input::from_raw`] asks for must hold until `owner` is dropped, whatever the lifetime
-    /// of `input` says.
+    /// of `input` says; likewise of the memory of its [`Affine`].
     pub unsafe fn from_raw(input: Input<'_>, owner: Box<dyn Send>) -> Self {
         // SAFETY: passed on to the caller.
         Self { input: unsafe { input.for_any_lifetime() }, owner }

@@ -16,6 +16,7 @@
 //! # Ok::<(), qdp_core::Error>(())
 //! ```
 
+mod affine;
 pub mod coalesce;
 pub mod config;
 mod cpu;
@@ -33,6 +34,7 @@ mod plan;
 mod state;
 mod trace;
 
+pub use affine::{Affine, Vector};
 pub use coalesce::batcher::{Batcher, BatcherConfig, BatcherStats, WhenFull};
 pub use element::{DType, Precision};
 pub use encoding::{Convention, EncodeSpec, Encoding, Entanglement, Rotation};

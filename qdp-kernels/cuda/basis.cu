@@ -9,7 +9,7 @@ constexpr uint64_t INVALID = ~uint64_t(0);
 
 // The index that a row names, or INVALID.
 __device__ inline uint64_t checked_index(const TileArgs& args, uint64_t row, bool reports) {
-    const double value = load_feature(args, row, 0);
+    const double value = load_value(args, row, 0);
     const double dim = static_cast<double>(uint64_t(1) << args.num_qubits);
     if (value >= 0.0 && value < dim && value == trunc(value)) return static_cast<uint64_t>(value);
     if (reports) report(args, row, 0, isfinite(value) ? BASIS_INDEX : reason_not_finite(value));

@@ -8,6 +8,13 @@
 
 namespace qdp {
 
+// Values of the features' affine map, one per feature; null where there are none. Mirrored by
+// `Parameter` in qdp-core/src/cuda/kernels/args.rs.
+struct Parameter {
+    const void* values;
+    uint32_t dtype;
+};
+
 // What every kernel is told. Mirrored by `CommonArgs` in qdp-core/src/cuda/kernels/args.rs, as are
 // the encodings' own arguments by the structs beside it; they must stay equal field by field.
 struct Args {
@@ -23,6 +30,8 @@ struct Args {
     uint64_t features;
     uint32_t dtype;
     uint32_t num_qubits;
+    Parameter weight;
+    Parameter bias;
 };
 
 enum class DType : uint32_t { U8, U16, U32, U64, I8, I16, I32, I64, F16, BF16, F32, F64, C64, C128 };
@@ -103,9 +112,23 @@ __device__ __forceinline__ T load(const Args& args, uint64_t row, uint64_t colum
                                              static_cast<int64_t>(column) * args.col_stride];
 }
 
-// A feature of a real input as a double. Few are read per state, so the type is looked at here
+// A value of the affine map as a double, or `otherwise`. Out of line, as few kernels run it at all.
+__device__ __noinline__ double load_parameter(Parameter parameter, uint64_t column,
+                                              double otherwise) {
+    const void* values = parameter.values;
+    if (!values) return otherwise;
+    switch (static_cast<DType>(parameter.dtype)) {
+        case DType::F16: return to_complex(static_cast<const __half*>(values)[column]).re;
+        case DType::BF16: return to_complex(static_cast<const __nv_bfloat16*>(values)[column]).re;
+        case DType::F32: return static_cast<const float*>(values)[column];
+        case DType::F64: return static_cast<const double*>(values)[column];
+        default: return not_a_number<double>().re;  // other types are refused on the host
+    }
+}
+
+// A value of a real input as a double. Few are read per state, so the type is looked at here
 // rather than multiplying the kernels by it.
-__device__ __forceinline__ double load_feature(const Args& args, uint64_t row, uint64_t column) {
+__device__ __forceinline__ double load_value(const Args& args, uint64_t row, uint64_t column) {
     switch (static_cast<DType>(args.dtype)) {
         case DType::U8: return load<uint8_t>(args, row, column);
         case DType::U16: return load<uint16_t>(args, row, column);
@@ -121,6 +144,14 @@ __device__ __forceinline__ double load_feature(const Args& args, uint64_t row, u
         case DType::F64: return load<double>(args, row, column);
         default: return not_a_number<double>().re;  // complex input is refused on the host
     }
+}
+
+// A feature: the value, or what the affine map makes of it.
+__device__ __forceinline__ double load_feature(const Args& args, uint64_t row, uint64_t column) {
+    const double value = load_value(args, row, column);
+    if (!args.weight.values && !args.bias.values) return value;
+    return fma(value, load_parameter(args.weight, column, 1.0),
+               load_parameter(args.bias, column, 0.0));
 }
 
 template <class R>

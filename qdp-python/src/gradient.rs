@@ -1,5 +1,6 @@
 //! The gradient by a tensor that was encoded: the way under the backward of `qdp.torch.encode`.
 
+use crate::affine::AffineArgs;
 use crate::engine::shared;
 use crate::errors::Result;
 use crate::exchange::{Table, resolve_torch};
@@ -13,8 +14,8 @@ use qdp_core::cuda::RawStream;
 use qdp_core::{Device, EncodeOptions, Error, Gradient};
 
 /// A tensor's memory, and what keeps it.
-struct Borrowed<'py> {
-    layout: Layout,
+pub(crate) struct Borrowed<'py> {
+    pub(crate) layout: Layout,
     /// torch's current stream of a CUDA tensor's device.
     stream: Option<RawStream>,
     _owner: Bound<'py, PyAny>,
@@ -34,11 +35,14 @@ struct Borrowed<'py> {
 /// A sample that has no state (a value that is not finite, or a norm of zero) gets a gradient of
 /// NaN.
 ///
+/// With `weight` or `bias` the samples were mapped (see `qdp.torch.encode`), and the gradient is that
+/// by the mapped ones, `weight * x + bias`.
+///
 /// See `qdp.Engine.encode` for the other arguments.
 #[pyfunction]
 #[pyo3(signature = (
     grad, x, num_qubits, encoding="amplitude", *, rotation=None, reps=None, entanglement=None,
-    convention="qdp", out=None,
+    convention="qdp", weight=None, bias=None, out=None,
 ))]
 #[allow(clippy::too_many_arguments)] // one per keyword of the function
 pub(crate) fn encode_backward<'py>(
@@ -50,12 +54,15 @@ pub(crate) fn encode_backward<'py>(
     reps: Option<&Bound<'py, PyAny>>,
     entanglement: Option<&Bound<'py, PyAny>>,
     convention: &str,
+    weight: Option<&Bound<'py, PyAny>>,
+    bias: Option<&Bound<'py, PyAny>>,
     out: Option<&Bound<'py, PyAny>>,
 ) -> Result<Bound<'py, PyAny>> {
     let py = x.py();
     let spec =
         SpecArgs { num_qubits, encoding, rotation, reps, entanglement, convention }.parse()?;
     let (data, cotangent) = (borrow("data", x)?, borrow("grad", grad)?);
+    let map = AffineArgs { weight, bias }.values()?;
     let out = match out {
         Some(out) => out.clone(),
         None => x.call_method1(intern!(py, "new_empty"), (x.getattr(intern!(py, "shape"))?,))?,
@@ -68,7 +75,8 @@ pub(crate) fn encode_backward<'py>(
         return Err(Error::Shape { argument: "out", expected, got }.into());
     }
     check_rows(&layout)?;
-    if layout.may_overlap(&data.layout) || layout.may_overlap(&cotangent.layout) {
+    let maps = map.iter().flat_map(|map| map.layouts());
+    if maps.chain([&data.layout, &cotangent.layout]).any(|other| layout.may_overlap(other)) {
         let expected = "memory apart from that of the other tensors";
         return Err(Error::invalid("out", expected, "an overlap").into());
     }
@@ -82,11 +90,14 @@ pub(crate) fn encode_backward<'py>(
     // SAFETY: torch vouches for its tensors, which are held here and on CUDA freed in the order of
     // the stream; their rows are without gaps and do not overlap where they are written
     // (`check_rows`). That nobody writes meanwhile is the caller's side of passing a tensor.
-    let (input, cotangent, mut gradient) = unsafe {
+    let (mut input, cotangent, mut gradient) = unsafe {
         let (ptr, dtype, stride) = (layout.ptr, layout.dtype, layout.strides.0 as usize);
         let gradient = Gradient::from_raw(ptr, dtype, layout.device, layout.shape, stride);
         (data.layout.input(), cotangent.layout.input(), gradient)
     };
+    if let Some(map) = &map {
+        input = input.with_affine(map.affine())?;
+    }
     let mut run = || engine.backward(&input, &spec, &cotangent, &mut gradient, &options);
     // As for an encode: enqueueing is over sooner than the GIL would be given up and taken back.
     let done = if device == Device::Cpu { py.detach(run) } else { run() };
@@ -95,7 +106,10 @@ pub(crate) fn encode_backward<'py>(
 }
 
 /// Borrows a tensor through torch's exchange table.
-fn borrow<'py>(argument: &'static str, tensor: &Bound<'py, PyAny>) -> Result<Borrowed<'py>> {
+pub(crate) fn borrow<'py>(
+    argument: &'static str,
+    tensor: &Bound<'py, PyAny>,
+) -> Result<Borrowed<'py>> {
     let py = tensor.py();
     let table = Table::of(tensor)?.filter(|&table| Table::torch(py).ok().flatten() == Some(table));
     let no_tensor = || -> Result<Error> {

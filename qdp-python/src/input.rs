@@ -1,5 +1,6 @@
 //! Data of the caller's, borrowed as the core's [`Input`].
 
+use crate::affine::Map;
 use crate::arrow::{self, Samples};
 use crate::errors::{Failure, Result, because, first_line, invalid_because};
 use crate::exchange::{Table, resolve_torch};
@@ -30,6 +31,8 @@ pub(crate) struct Data<'py> {
     /// The exchange table that describes the data, where one does.
     pub(crate) table: Option<Table>,
     owner: Owner<'py>,
+    /// Fits the data: checked where it was taken.
+    map: Option<Box<Map<'py>>>,
 }
 
 /// What keeps the described memory valid: held, never looked at.
@@ -115,7 +118,13 @@ impl<'py> Data<'py> {
                 .ok_or_else(|| unusable(ARGUMENT, copy.dtype().to_string()))?;
             (layout, copy)
         };
-        Ok(Self { layout, stream: None, table: None, owner: Owner::Object(array.into_any()) })
+        Ok(Self {
+            layout,
+            stream: None,
+            table: None,
+            owner: Owner::Object(array.into_any()),
+            map: None,
+        })
     }
 
     /// Borrows through an exchange table; `None` where it only exports.
@@ -132,7 +141,13 @@ impl<'py> Data<'py> {
             Device::Cpu => None,
             Device::Cuda(ordinal) => Some(table.current_stream(object.py(), ordinal)?),
         };
-        Ok(Some(Self { layout, stream: ready, table: Some(table), owner: Owner::Object(object) }))
+        Ok(Some(Self {
+            layout,
+            stream: ready,
+            table: Some(table),
+            owner: Owner::Object(object),
+            map: None,
+        }))
     }
 
     fn from_arrow(object: &Bound<'py, PyAny>) -> Result<Option<Self>> {
@@ -161,7 +176,13 @@ impl<'py> Data<'py> {
                 Layout::new(ARGUMENT, source, &[batch, features], &[features as isize, 1])?
             }
         };
-        Ok(Some(Self { layout, stream: None, table: None, owner: Owner::Arrow(samples) }))
+        Ok(Some(Self {
+            layout,
+            stream: None,
+            table: None,
+            owner: Owner::Arrow(samples),
+            map: None,
+        }))
     }
 
     fn from_dlpack(
@@ -170,7 +191,7 @@ impl<'py> Data<'py> {
         stream: Option<RawStream>,
     ) -> Result<Self> {
         let (layout, imported, stream) = import_dlpack(ARGUMENT, object, engine, stream)?;
-        Ok(Self { layout, stream, table: None, owner: Owner::Dlpack(imported) })
+        Ok(Self { layout, stream, table: None, owner: Owner::Dlpack(imported), map: None })
     }
 
     /// Lists, tuples, numbers and whatever else NumPy makes an array of.
@@ -209,7 +230,21 @@ impl<'py> Data<'py> {
         // SAFETY: the layout came from a producer that vouches for it, with alignment checked
         // where it is not the producer's to keep; `owner` keeps the memory for as long as `self`
         // is borrowed. That nobody writes meanwhile is the caller's side of passing an array.
-        unsafe { self.layout.input() }
+        let input = unsafe { self.layout.input() };
+        match &self.map {
+            None => input,
+            Some(map) => input.with_affine(map.affine()).expect("checked where it was taken"),
+        }
+    }
+
+    /// The data with its features mapped where they are read.
+    pub(crate) fn with_map(self, map: Box<Map<'py>>) -> Result<Self> {
+        let _ = self.input().with_affine(map.affine())?;
+        Ok(Self { map: Some(map), ..self })
+    }
+
+    pub(crate) fn has_map(&self) -> bool {
+        self.map.is_some()
     }
 
     /// The data for somebody who reads it later, on another thread.

@@ -7,6 +7,7 @@
 //! signal does (`interrupt`) and which exception a failure is (`errors`). Everything that computes
 //! or waits is the core's, and runs without the GIL.
 
+mod affine;
 mod arrow;
 mod batcher;
 mod call;

@@ -1,5 +1,6 @@
 //! Tensor in, tensor out: the way under `qdp.torch.encode`.
 
+use crate::affine::{AffineArgs, BorrowedMap, Map};
 use crate::call::Call;
 use crate::engine::{all_shared, shared};
 use crate::errors::Result;
@@ -12,7 +13,7 @@ use pyo3::intern;
 use pyo3::prelude::*;
 use pyo3::sync::PyOnceLock;
 use pyo3::types::PyDict;
-use qdp_core::{Device, EncodeSpec, Precision};
+use qdp_core::{Device, EncodeSpec, Encoding, Error, Precision};
 
 /// Encode a tensor and return a tensor on the same device.
 ///
@@ -25,12 +26,17 @@ use qdp_core::{Device, EncodeSpec, Precision};
 /// The result is differentiable where `x` requires a gradient, and the function may be compiled,
 /// traced and transformed by `torch.func`: it is then the operator `torch.ops.qdp.encode`.
 ///
+/// With `weight` or `bias`, one value per feature of a real floating dtype on the device of `x`, the
+/// features `weight * x + bias` are encoded: mapped in double by the encode itself, but for
+/// "amplitude" by torch's operations first, as its map is as large as the state. Both are
+/// differentiable. "basis" takes none.
+///
 /// See `qdp.Engine.encode` for the other arguments.
 // Native without a Python function around it, which would cost a small call a thirtieth.
 #[pyfunction(name = "encode")]
 #[pyo3(signature = (
     x, num_qubits, encoding="amplitude", *, rotation=None, reps=None, entanglement=None,
-    convention="qdp", precision=None, validate="deferred", out=None,
+    convention="qdp", precision=None, validate="deferred", weight=None, bias=None, out=None,
 ))]
 #[allow(clippy::too_many_arguments)] // one per keyword of the public function
 pub(crate) fn encode_tensor<'py>(
@@ -43,23 +49,37 @@ pub(crate) fn encode_tensor<'py>(
     convention: &str,
     precision: Option<&str>,
     validate: &str,
+    weight: Option<&Bound<'py, PyAny>>,
+    bias: Option<&Bound<'py, PyAny>>,
     out: Option<&Bound<'py, PyAny>>,
 ) -> Result<Bound<'py, PyAny>> {
     let args = SpecArgs { num_qubits, encoding, rotation, reps, entanglement, convention };
     let spec = args.parse()?;
     let forced = precision.map(options::precision).transpose()?;
     let validate_now = options::validate_now(validate)?;
-    match borrow(x)? {
-        Borrowed::Values(data) => encode_values(&spec, forced, validate_now, data, x, out),
-        Borrowed::Traced => operator(x, &args.to_dict(x.py())?, precision, validate, out),
+    let affine = AffineArgs { weight, bias };
+    // A map as large as the state is torch's to compute.
+    let torchs = *spec.encoding() == Encoding::Amplitude && !affine.is_none();
+    if !torchs && let Borrowed::Values(data) = borrow(x)? {
+        let map = match affine.borrow()? {
+            BorrowedMap::None => Some(None),
+            BorrowedMap::Values(map) => Some(Some(map)),
+            BorrowedMap::Traced => None,
+        };
+        if let Some(map) = map {
+            return encode_values(&spec, forced, validate_now, data, map, x, out);
+        }
     }
+    let arguments = args.to_dict(x.py())?;
+    affine.add_to(&arguments)?;
+    operator(x, &arguments, precision, validate, out)
 }
 
 /// `encode` without its operator: what the operator runs on a tensor that has values.
 #[pyfunction(name = "encode_values")]
 #[pyo3(signature = (
     x, num_qubits, encoding="amplitude", *, rotation=None, reps=None, entanglement=None,
-    convention="qdp", precision=None, validate="deferred", out=None,
+    convention="qdp", precision=None, validate="deferred", weight=None, bias=None, out=None,
 ))]
 #[allow(clippy::too_many_arguments)] // one per keyword of the public function
 pub(crate) fn encode_tensor_values<'py>(
@@ -72,6 +92,8 @@ pub(crate) fn encode_tensor_values<'py>(
     convention: &str,
     precision: Option<&str>,
     validate: &str,
+    weight: Option<&Bound<'py, PyAny>>,
+    bias: Option<&Bound<'py, PyAny>>,
     out: Option<&Bound<'py, PyAny>>,
 ) -> Result<Bound<'py, PyAny>> {
     let spec =
@@ -79,7 +101,8 @@ pub(crate) fn encode_tensor_values<'py>(
     let precision = precision.map(options::precision).transpose()?;
     let validate_now = options::validate_now(validate)?;
     let data = torch_table(x)?.map(|table| Data::from_table(table, x)).transpose()?.flatten();
-    encode_values(&spec, precision, validate_now, data, x, out)
+    let map = AffineArgs { weight, bias }.values()?;
+    encode_values(&spec, precision, validate_now, data, map, x, out)
 }
 
 fn encode_values<'py>(
@@ -87,9 +110,19 @@ fn encode_values<'py>(
     precision: Option<Precision>,
     validate_now: bool,
     borrowed: Option<Data<'py>>,
+    map: Option<Box<Map<'py>>>,
     x: &Bound<'py, PyAny>,
     out: Option<&Bound<'py, PyAny>>,
 ) -> Result<Bound<'py, PyAny>> {
+    let borrowed = match (borrowed, map) {
+        (borrowed, None) => borrowed,
+        (Some(data), Some(map)) => Some(data.with_map(map)?),
+        (None, Some(_)) => {
+            let expected = "a tensor of torch 2.10 or later, for weight and bias".to_owned();
+            let got = x.get_type().name()?.to_string();
+            return Err(Error::DType { argument: "x", expected, got }.into());
+        }
+    };
     // An older torch, or something else than a tensor, has to be asked for its device.
     let device = match &borrowed {
         Some(data) => data.layout.device,
@@ -98,6 +131,10 @@ fn encode_values<'py>(
     let engine = shared(device)?;
     encode(&Call { engine, spec, precision, stream: None, validate_now }, borrowed, x, out)
 }
+
+/// Lower than any address that a tensor's values have: a tensor that another one stands for may
+/// describe itself as lying here.
+pub(crate) const LOWEST: usize = 1 << 32;
 
 /// What an encode of a tensor starts from.
 pub(crate) enum Borrowed<'py> {
@@ -109,9 +146,6 @@ pub(crate) enum Borrowed<'py> {
 
 /// Borrows a tensor of torch's through the exchange table, where that works.
 pub(crate) fn borrow<'py>(x: &Bound<'py, PyAny>) -> Result<Borrowed<'py>> {
-    // Lower than any address that a tensor's values have: a tensor that another one stands for may
-    // describe itself as lying here.
-    const LOWEST: usize = 1 << 32;
     let Some(table) = torch_table(x)? else { return Ok(Borrowed::Values(None)) };
     if modes_active(x.py())? {
         return Ok(Borrowed::Traced);
@@ -126,7 +160,7 @@ pub(crate) fn borrow<'py>(x: &Bound<'py, PyAny>) -> Result<Borrowed<'py>> {
 }
 
 /// torch's exchange table, where `x` is a tensor of torch's.
-fn torch_table(x: &Bound<'_, PyAny>) -> PyResult<Option<Table>> {
+pub(crate) fn torch_table(x: &Bound<'_, PyAny>) -> PyResult<Option<Table>> {
     Ok(match Table::of(x)? {
         Some(table) if Table::torch(x.py())? == Some(table) => Some(table),
         _ => None,
@@ -160,7 +194,7 @@ fn modes_active(py: Python<'_>) -> PyResult<bool> {
     Ok(level.is_some_and(|level| level.extract::<i64>().is_ok_and(|level| level >= 0)))
 }
 
-fn is_traced(x: &Bound<'_, PyAny>) -> PyResult<bool> {
+pub(crate) fn is_traced(x: &Bound<'_, PyAny>) -> PyResult<bool> {
     static IS_TRACED: PyOnceLock<Py<PyAny>> = PyOnceLock::new();
     IS_TRACED.import(x.py(), "qdp.torch.ops", "is_traced")?.call1((x,))?.is_truthy()
 }
@@ -194,6 +228,10 @@ pub(crate) fn encode<'py>(
         let mut target = call.target(data, out)?;
         let data = match borrowed {
             Some(borrowed) if borrowed.stream == target.stream => borrowed,
+            Some(borrowed) if borrowed.has_map() => {
+                let expected = "a tensor of torch's, with weight and bias";
+                return Err(Error::invalid("out", expected, out.get_type().name()?).into());
+            }
             _ => Data::import(data, call.engine, target.stream)?,
         };
         // Nobody holds these states here, so what validation finds later is the engine's to tell.
@@ -210,7 +248,10 @@ pub(crate) fn encode<'py>(
         let tensor = call.encode_tensor(py, borrowed, table, &options)?;
         return Ok(table.to_python(py, tensor.memory)?);
     }
-    let state = call.encode(data, None)?;
+    let state = match borrowed {
+        Some(borrowed) if borrowed.has_map() => call.encode_to(py, borrowed, None)?,
+        _ => call.encode(data, None)?,
+    };
     StateBatch::torch(&Bound::new(py, state)?)
 }
 

@@ -65,7 +65,7 @@ def test_affine_map(module: Any, encoding: str, options: Any, device: str) -> No
         model.weight.uniform_(0.5, 1.5)
         model.bias.uniform_(-0.5, 0.5)
     moved = qdp.torch.encode(x * model.weight + model.bias, N, encoding, **options)
-    torch.testing.assert_close(model(x), moved, rtol=0, atol=0)
+    torch.testing.assert_close(model(x), moved, rtol=0, atol=1e-13)
 
     def states(weight: Any, bias: Any) -> Any:
         return torch.func.functional_call(model, {"weight": weight, "bias": bias}, (x,))

@@ -7,8 +7,8 @@ use common::{CONVENTIONS, batch, encodings, feature_counts, values};
 use half::{bf16, f16};
 use num_complex::Complex;
 use qdp_core::{
-    Device, EncodeOptions, EncodeSpec, Encoding, Engine, Entanglement, Error, Gradient, Input,
-    Precision, Rotation,
+    Affine, DType, Device, EncodeOptions, EncodeSpec, Encoding, Engine, Entanglement, Error,
+    Gradient, Input, Precision, Rotation, Vector,
 };
 
 type C64 = Complex<f64>;
@@ -246,4 +246,56 @@ fn what_has_no_gradient_is_refused() {
     assert!(matches!(error, Error::DType { argument: "out", .. }), "{error}");
     let error = run(&spec(Encoding::Phase), &Input::sample(&[0.5; 3]), &g, 3);
     assert!(matches!(error, Error::FeatureCount { .. }), "{error}");
+}
+
+#[test]
+fn features_are_mapped_where_they_are_read() {
+    let engine = engine();
+    let options = EncodeOptions::default();
+    for encoding in differentiable() {
+        let Some(spec) = spec_of(&encoding, 3) else { continue };
+        for features in feature_counts(&spec) {
+            let x = batch(&spec, features, 2);
+            let (weight, bias) = (values(features, 3), values(features, 4));
+            let narrow: Vec<f32> = weight.iter().map(|&w| w as f32).collect();
+            let affine =
+                Affine { weight: Some(Vector::values(&narrow)), bias: Some(Vector::values(&bias)) };
+            let input = Input::rows(&x, features).unwrap().with_affine(affine).unwrap();
+            if !encoding.takes_affine() {
+                let refused = engine.encode(&input, &spec, None);
+                assert!(matches!(refused, Err(Error::InvalidArgument { argument: "weight", .. })));
+                continue;
+            }
+            let map = |(i, &x): (usize, &f64)| {
+                x.mul_add(f64::from(narrow[i % features]), bias[i % features])
+            };
+            let mapped: Vec<f64> = x.iter().enumerate().map(map).collect();
+            let states = engine.encode(&input, &spec, None).unwrap();
+            let want = engine.encode(&Input::rows(&mapped, features).unwrap(), &spec, None);
+            assert_eq!(states.as_slice::<f64>().unwrap(), want.unwrap().as_slice::<f64>().unwrap());
+            let g = cotangent(2 * spec.dim(), 7);
+            let mut gradient = vec![f64::NAN; x.len()];
+            let mut out = Gradient::rows(&mut gradient, features).unwrap();
+            let states = Input::rows(&g, spec.dim()).unwrap();
+            engine.backward(&input, &spec, &states, &mut out, &options).unwrap();
+            assert_eq!(gradient, backward(&engine, &spec, &mapped, features, &g));
+        }
+    }
+}
+
+#[test]
+fn a_map_has_a_value_for_every_feature() {
+    let (x, short, integers) = ([0.0; 4], [1.0; 3], [1_i32; 4]);
+    let take = |weight| {
+        let affine = Affine { weight: None, bias: Some(weight) };
+        Input::sample(&x).with_affine(affine).map(|_| ())
+    };
+    assert!(matches!(take(Vector::values(&short)), Err(Error::Shape { argument: "bias", .. })));
+    let (ptr, device) = (integers.as_ptr().cast(), Device::Cpu);
+    // SAFETY: the values are borrowed for as long as they are described.
+    let of_type = |dtype, device| unsafe { Vector::from_raw(ptr, dtype, device, 4) };
+    let refused = take(of_type(DType::I32, device));
+    assert!(matches!(refused, Err(Error::DType { argument: "bias", .. })));
+    let refused = take(of_type(DType::F32, Device::Cuda(0)));
+    assert!(matches!(refused, Err(Error::DeviceMismatch { argument: "bias", .. })));
 }

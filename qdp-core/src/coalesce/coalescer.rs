@@ -146,10 +146,11 @@ impl<K> Coalescer<K> {
         &self.stats
     }
 
-    /// Whether a request is not queued but goes through [`Self::pass_through`]: one on a device, or
-    /// a large one.
+    /// Whether a request is not queued but goes through [`Self::pass_through`]: one on a device, a
+    /// large one, or one whose features are mapped.
     pub fn passes_through(&self, input: &Input<'_>) -> bool {
-        input.device() != crate::Device::Cpu || input.num_bytes() > self.options.max_bytes
+        let alone = input.device() != crate::Device::Cpu || input.affine().is_some();
+        alone || input.num_bytes() > self.options.max_bytes
     }
 
     /// Queues a request on the host. Where that makes too much wait, the answer is the reason for
@@ -330,6 +331,7 @@ impl<K> Coalescer<K> {
 
     /// Refuses a request that cannot be encoded whatever its values are.
     fn accept(&mut self, input: &Input<'_>) -> Result<()> {
+        input.refuse_affine("samples that are collected")?;
         let kind = (input.dtype(), input.features());
         if self.accepted != Some(kind) {
             self.engine.plan(input, &self.spec, self.options.encode.precision)?;

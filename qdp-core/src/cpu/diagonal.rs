@@ -29,7 +29,7 @@ pub(super) fn encode<T: Element, R: Trig>(diagonal: &Diagonal, rows: Rows<'_, R>
     let mut low = Split::new(1 << LOW_BITS.min(diagonal.num_qubits as usize));
     let mut linear = Linear::new();
     for (sample, state) in (first..).zip(states) {
-        features(sample, input.row::<T>(sample), false, &mut x)?;
+        features::<T>(sample, input, false, &mut x)?;
         prepare(diagonal, &x, &mut phase, &mut linear, &mut low);
         for rep in 0..diagonal.reps {
             let last = rep + 1 == diagonal.reps;

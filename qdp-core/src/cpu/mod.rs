@@ -19,6 +19,7 @@ mod walsh_hadamard;
 
 pub(crate) use amplitude::{check_finite, partial_sum, sum_slice};
 
+use crate::affine::Affine;
 use crate::config::Config;
 use crate::element::{Element, Precision, Real, with_element};
 use crate::encoding::{EncodeSpec, Form, basis};
@@ -170,22 +171,32 @@ fn encode_basis<T: Element, R: Real>(spec: &EncodeSpec, rows: Rows<'_, R>) -> Re
     Ok(())
 }
 
-/// The features of one sample as doubles, every one checked.
-fn features<T: Element>(sample: usize, row: Row<'_, T>, bits: bool, x: &mut [f64]) -> Result<()> {
+/// The features of one sample as doubles, mapped and every one checked.
+fn features<T: Element>(sample: usize, input: &Input<'_>, bits: bool, x: &mut [f64]) -> Result<()> {
+    if !load_features(input.row::<T>(sample), input.affine(), x) {
+        check_finite(sample, Input::sample(x).row::<f64>(0), 0)?;
+    }
+    if bits {
+        let len = x.len() as u32;
+        for (position, &x) in x.iter().enumerate() {
+            basis::check_bit(sample, position, x, len)?;
+        }
+    }
+    Ok(())
+}
+
+/// The features of a row as doubles, mapped; answers whether all are finite.
+fn load_features<T: Element>(row: Row<'_, T>, affine: Option<&Affine<'_>>, x: &mut [f64]) -> bool {
     let mut finite = true;
     for (position, x) in x.iter_mut().enumerate() {
         *x = row.get(position).to_f64();
         finite &= x.is_finite();
     }
-    if !finite {
-        check_finite(sample, row, 0)?;
+    if let Some(affine) = affine {
+        affine.apply(x);
+        finite = x.iter().all(|x| x.is_finite());
     }
-    if bits {
-        for (position, &x) in x.iter().enumerate() {
-            basis::check_bit(sample, position, x, row.len() as u32)?;
-        }
-    }
-    Ok(())
+    finite
 }
 
 /// Runs `fill(first index, chunk)` over the chunks of one state.

@@ -17,7 +17,7 @@ pub(super) fn encode<T: Element, R: Trig>(product: &Product, rows: Rows<'_, R>) 
     let bits = product.factor == Factor::Bit;
     let mut x = vec![0.0; states.len() * n];
     for (sample, x) in (first..).zip(x.chunks_exact_mut(n)) {
-        features(sample, input.row::<T>(sample), bits, x)?;
+        features::<T>(sample, input, bits, x)?;
         if product.big_endian {
             x.reverse();
         }

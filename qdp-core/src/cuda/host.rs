@@ -140,6 +140,7 @@ impl CudaBackend {
         stream: RawStream,
         mut interrupt: Interrupt,
     ) -> Result<Encoded> {
+        input.refuse_affine("samples in host memory on a CUDA engine")?;
         let _range = trace::range("qdp encode");
         let held = (input.has_no_gaps() && !self.must_stage(plan, input))
             .then(|| PageLocked::find(&self.context, input.as_ptr(), input.num_bytes()))

@@ -187,6 +187,12 @@ impl Encoding {
         }
     }
 
+    /// Whether features may be mapped where they are read
+    /// ([`Input::with_affine`](crate::Input::with_affine)).
+    pub fn takes_affine(&self) -> bool {
+        !matches!(self, Self::Amplitude | Self::Basis)
+    }
+
     /// The name in the public API.
     pub fn name(&self) -> &'static str {
         match self {

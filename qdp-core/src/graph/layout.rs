@@ -146,6 +146,7 @@ impl Layout {
 
     /// Refuses what the graph was not captured for.
     pub(super) fn check(&self, input: &Input<'_>, others: &[Input<'_>]) -> Result<()> {
+        input.refuse_affine(GRAPH)?;
         if input.dtype() != self.dtype() {
             return Err(Error::DType {
                 argument: "data",
@@ -244,8 +245,12 @@ impl Validation {
     }
 }
 
+/// What knows no map of the features.
+const GRAPH: &str = "a graph's input";
+
 /// Refuses an input that is not what it was said to be; the message names it.
 pub(super) fn check_input(spec: &InputSpec, input: &Input<'_>, batch: usize) -> Result<()> {
+    input.refuse_affine(GRAPH)?;
     if input.dtype() != spec.dtype {
         return Err(Error::DType {
             argument: "inputs",

@@ -535,6 +535,8 @@ def encode(
     convention: Convention = "qdp",
     precision: Precision | None = None,
     validate: Literal["deferred", "now"] = "deferred",
+    weight: Tensor | None = None,
+    bias: Tensor | None = None,
     out: Tensor | None = None,
 ) -> Any:
     """Encode a tensor and return a tensor on the same device: :func:`qdp.torch.encode`.
@@ -545,11 +547,16 @@ def encode(
     ``torch.cuda.graph`` capture. The result is ``out``, or new; on CUDA it is made by torch's own
     allocator.
 
-    The result is differentiable where ``x`` requires a gradient. The function may be compiled by
-    ``torch.compile``, traced, and transformed by ``torch.func``: it is then the operator
-    ``torch.ops.qdp.encode``. Its gradient is computed from ``x`` and keeps nothing of the states'
-    size; derivatives beyond the first, and forward-mode ones, are taken through torch's own
-    operations, which do. ``out`` has no gradient, and "basis" neither.
+    With ``weight`` or ``bias``, shape ``(features,)``, of a real floating dtype and on the device
+    of ``x``, the features ``weight * x + bias`` are encoded: mapped by the encode itself, in
+    double, or for "amplitude", whose map is as large as the state, by torch's operations first. The
+    dtype of the result is that of the mapped features' states. "basis" takes neither.
+
+    The result is differentiable where ``x``, ``weight`` or ``bias`` requires a gradient. The
+    function may be compiled by ``torch.compile``, traced, and transformed by ``torch.func``: it is
+    then the operator ``torch.ops.qdp.encode``. Its gradient is computed from ``x`` and keeps
+    nothing of the states' size; derivatives beyond the first, and forward-mode ones, are taken
+    through torch's own operations, which do. ``out`` has no gradient, and "basis" neither.
 
     See :meth:`qdp.Engine.encode` for the other arguments.
     """
@@ -565,6 +572,8 @@ def encode_values(
     convention: Convention = "qdp",
     precision: Precision | None = None,
     validate: Literal["deferred", "now"] = "deferred",
+    weight: Tensor | None = None,
+    bias: Tensor | None = None,
     out: Tensor | None = None,
 ) -> Any: ...
 def encode_backward(
@@ -577,6 +586,8 @@ def encode_backward(
     reps: int | None = None,
     entanglement: Entanglement | None = None,
     convention: Convention = "qdp",
+    weight: Tensor | None = None,
+    bias: Tensor | None = None,
     out: Tensor | None = None,
 ) -> Any:
     """The gradient of a loss by a tensor, given its gradient by the states that encoding it gives.
@@ -591,7 +602,8 @@ def encode_backward(
     ``torch.cuda.graph`` capture.
 
     A sample that has no state (a value that is not finite, or a norm of zero) gets a gradient of
-    NaN.
+    NaN. With ``weight`` or ``bias``, which "amplitude" does not take here, the gradient is that by
+    the mapped features, ``weight * x + bias``.
 
     Raises :class:`qdp.InvalidArgumentError` for ``"basis"``, which has no gradient, and for tensors
     that require one; :class:`qdp.DTypeError` for integers and for a ``grad`` that is not complex;

@@ -354,7 +354,8 @@ impl Batcher {
 
     fn is_large(&self, input: &Input<'_>, plan: &crate::plan::EncodePlan) -> bool {
         let rows = input.batch();
-        input.device() != Device::Cpu || rows == 0 || rows > self.protocol.work.max_rows(plan)
+        let alone = input.device() != Device::Cpu || input.affine().is_some();
+        alone || rows == 0 || rows > self.protocol.work.max_rows(plan)
     }
 
     fn request(

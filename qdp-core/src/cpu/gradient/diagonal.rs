@@ -13,9 +13,9 @@ use super::super::diagonal::{LOW_BITS, Layer, Linear, Split, apply, each_row, pr
 use super::super::parallel::ENCODE;
 use super::super::trig::Trig;
 use super::super::walsh_hadamard::{transform_cached, transform_high};
-use super::super::{PIECE, Within, for_chunks};
+use super::super::{PIECE, Within, for_chunks, load_features};
 use super::moments::{column_moments, first_moments, second_moments};
-use super::{Rows, contiguous, features, fill_not_a_number, part_of, to_f64};
+use super::{Rows, contiguous, fill_not_a_number, part_of, to_f64};
 use crate::element::{Element, Floating, Real};
 use crate::encoding::Diagonal;
 use crate::encoding::diagonal::{QuadraticPhase, QuadraticSlopes, pair_index};
@@ -40,7 +40,7 @@ where
     // Of every Hadamard of all qubits, where the transform leaves it out.
     let scale = (-0.5 * n as f64).exp2();
     for (sample, gradient) in (first..).zip(gradients) {
-        if !features(input.row::<T>(sample), &mut x) {
+        if !load_features(input.row::<T>(sample), input.affine(), &mut x) {
             fill_not_a_number(gradient);
             continue;
         }

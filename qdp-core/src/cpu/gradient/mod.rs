@@ -109,16 +109,6 @@ where
     Ok(())
 }
 
-/// The features of a row as doubles; answers whether all are finite.
-fn features<T: Element>(row: Row<'_, T>, x: &mut [f64]) -> bool {
-    let mut finite = true;
-    for (position, x) in x.iter_mut().enumerate() {
-        *x = row.get(position).to_f64();
-        finite &= x.is_finite();
-    }
-    finite
-}
-
 /// The gradient of a sample that has no state.
 fn fill_not_a_number<T: Floating>(gradient: &mut [T]) {
     gradient.fill(T::from_complex(Complex::new(f64::NAN, f64::NAN)));

@@ -10,8 +10,8 @@
 use super::super::parallel::ENCODE;
 use super::super::product::{LOW_BITS, fill_table, with_phases};
 use super::super::trig::Trig;
-use super::super::{PIECE, Within, reals, reals_mut};
-use super::{Rows, add_lanes, contiguous, features, fill_not_a_number, part_of, to_f64};
+use super::super::{PIECE, Within, load_features, reals, reals_mut};
+use super::{Rows, add_lanes, contiguous, fill_not_a_number, part_of, to_f64};
 use crate::element::{Element, Floating, Real};
 use crate::encoding::product::{Factor, Product};
 use crate::input::Row;
@@ -29,7 +29,7 @@ where
     let mut x = vec![0.0; gradients.len() * n];
     let mut finite = Vec::with_capacity(gradients.len());
     for (sample, x) in (first..).zip(x.chunks_exact_mut(n)) {
-        finite.push(features(input.row::<T>(sample), x));
+        finite.push(load_features(input.row::<T>(sample), input.affine(), x));
         if product.big_endian {
             x.reverse();
         }

@@ -1,5 +1,6 @@
 //! What every kernel is told.
 
+use crate::affine::Vector;
 use crate::input::Input;
 
 /// Mirrors `qdp::Args` in qdp-kernels/cuda/common.cuh; the two must stay equal field by field.
@@ -19,6 +20,27 @@ pub(in crate::cuda) struct CommonArgs {
     pub(super) features: u64,
     pub(super) dtype: u32,
     pub(super) num_qubits: u32,
+    pub(super) weight: Parameter,
+    pub(super) bias: Parameter,
+}
+
+/// Mirrors `qdp::Parameter`: values of features' affine map; no address where there are none.
+#[derive(Debug, Clone, Copy, Default)]
+#[repr(C)]
+pub(super) struct Parameter {
+    values: u64,
+    dtype: u32,
+    _unused: u32,
+}
+
+impl Parameter {
+    fn new(vector: Option<Vector<'_>>) -> Self {
+        vector.map_or_else(Self::default, |vector| Self {
+            values: vector.as_ptr() as u64,
+            dtype: vector.dtype() as u32,
+            _unused: 0,
+        })
+    }
 }
 
 impl CommonArgs {
@@ -30,6 +52,7 @@ impl CommonArgs {
         (record, slot_flag, any_flag): (u64, u64, u64),
         num_qubits: u32,
     ) -> Self {
+        let affine = input.affine().copied().unwrap_or_default();
         Self {
             input: input.as_ptr() as u64,
             output,
@@ -43,6 +66,8 @@ impl CommonArgs {
             features: input.features() as u64,
             dtype: input.dtype() as u32,
             num_qubits,
+            weight: Parameter::new(affine.weight),
+            bias: Parameter::new(affine.bias),
         }
     }
 

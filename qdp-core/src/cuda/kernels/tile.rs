@@ -52,6 +52,7 @@ impl Tile {
 
 #[cfg(test)]
 pub(super) mod tests {
+    use super::super::args::Parameter;
     use super::*;
 
     pub(in super::super) fn common(num_qubits: u32, batch: u64, features: u64) -> CommonArgs {
@@ -68,6 +69,8 @@ pub(super) mod tests {
             features,
             dtype: 0,
             num_qubits,
+            weight: Parameter::default(),
+            bias: Parameter::default(),
         }
     }
 

@@ -7,9 +7,11 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from qdp import _qdp
-from qdp.torch import formula
+from qdp.torch import affine, formula
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from torch import Tensor
 
     from qdp._types import Entanglement
@@ -48,130 +50,193 @@ def has_values(x: Tensor) -> bool:
 
 
 class Encode(torch.autograd.Function):
-    """Samples to states, eagerly. ``spec`` is what the native functions for states and for their
-    gradient both take, ``options`` what only the first does.
+    """Samples, and the map of their features, to states, eagerly. ``spec`` is what the native
+    functions for states and for their gradient both take, ``options`` what only the first does.
     """
 
     # Not in the newer form, with setup_context: torch calls that several times as slowly.
     @staticmethod
-    def forward(ctx: Any, x: Tensor, spec: dict[str, Any], options: dict[str, Any]) -> Tensor:
-        """The states. Of the samples and them, only the former are kept for the gradient."""
-        ctx.save_for_backward(x)
+    def forward(
+        ctx: Any,
+        x: Tensor,
+        weight: Tensor | None,
+        bias: Tensor | None,
+        spec: dict[str, Any],
+        options: dict[str, Any],
+    ) -> Tensor:
+        """The states. They are not kept for the gradient, which is computed from the samples."""
+        ctx.save_for_backward(x, weight, bias)
         ctx.spec = spec
-        states: Tensor = _qdp.encode_values(x.detach(), **spec, **options)
+        states: Tensor = _qdp.encode_values(
+            x.detach(), weight=detached(weight), bias=detached(bias), **spec, **options
+        )
         return states
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:
-        """The gradient by the samples."""
-        (x,) = ctx.saved_tensors
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        """The gradients by the samples and the map."""
+        x, weight, bias = ctx.saved_tensors
+        wide = affine.widened(x, weight, bias)
         if torch.is_grad_enabled():
-            return Backward.apply(grad, x, schema(**ctx.spec)), None, None
-        return gradient_of(grad, x, ctx.spec), None, None
+            by_mapped = Backward.apply(grad, wide, weight, bias, schema(**ctx.spec))
+        else:
+            by_mapped = gradient_of(grad, wide, weight, bias, ctx.spec)
+        return *affine.gradients(by_mapped, x, weight, bias, ctx.needs_input_grad), None, None
 
 
 class TransformedEncode(torch.autograd.Function):
-    """Samples to states under ``torch.func``. ``spec`` is what ``qdp::encode`` and
-    ``qdp::encode_backward`` both take, ``options`` what only the first does.
+    """The same under ``torch.func``. ``spec`` is what ``qdp::encode`` and ``qdp::encode_backward``
+    both take, ``options`` what only the first does.
     """
 
     @staticmethod
-    def forward(x: Tensor, spec: dict[str, Any], options: dict[str, Any]) -> Tensor:
+    def forward(
+        x: Tensor,
+        weight: Tensor | None,
+        bias: Tensor | None,
+        spec: dict[str, Any],
+        options: dict[str, Any],
+    ) -> Tensor:
         """The states."""
-        states: Tensor = _qdp.encode(x.detach(), **native(**spec), **options)
+        states: Tensor = _qdp.encode(
+            x.detach(), **native(**spec), weight=detached(weight), bias=detached(bias), **options
+        )
         return states
 
     @staticmethod
-    def setup_context(
-        ctx: Any, inputs: tuple[Tensor, dict[str, Any], dict[str, Any]], output: Tensor
-    ) -> None:
-        """Keep the samples."""
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+        """Keep the samples: the gradient is computed from them, not from the states."""
         del output
-        x, ctx.spec, _ = inputs
-        ctx.save_for_backward(x)
+        *tensors, ctx.spec, _ = inputs
+        ctx.save_for_backward(*tensors)
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:
-        """The gradient by the samples."""
-        (x,) = ctx.saved_tensors
-        return Backward.apply(grad, x, ctx.spec), None, None
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        """The gradients by the samples and the map."""
+        x, weight, bias = ctx.saved_tensors
+        by_mapped = Backward.apply(grad, affine.widened(x, weight, bias), weight, bias, ctx.spec)
+        needed = ctx.needs_input_grad
+        return *affine.gradients(by_mapped, x, weight, bias, needed), None, None
 
     @staticmethod
     def vmap(
         info: Any,
-        in_dims: tuple[int | None, Any, Any],
+        in_dims: tuple[Any, ...],
         x: Tensor,
+        weight: Tensor | None,
+        bias: Tensor | None,
         spec: dict[str, Any],
         options: dict[str, Any],
     ) -> tuple[Tensor, int]:
         """What is mapped over is more samples."""
-        rows = as_rows(x, in_dims[0], info.batch_size)
-        states = TransformedEncode.apply(rows.flatten(0, 1), spec, options)
+        rows, weight, bias = as_mapped_rows(in_dims, info.batch_size, x, weight, bias)
+        states = TransformedEncode.apply(rows.flatten(0, 1), weight, bias, spec, options)
         return states.unflatten(0, rows.shape[:2]), 0
 
 
 class Backward(torch.autograd.Function):
-    """The gradient by the samples, from that by the states."""
+    """The gradient by the mapped samples, from that by the states."""
 
     @staticmethod
-    def forward(grad: Tensor, x: Tensor, spec: dict[str, Any]) -> Tensor:
+    def forward(
+        grad: Tensor,
+        x: Tensor,
+        weight: Tensor | None,
+        bias: Tensor | None,
+        spec: dict[str, Any],
+    ) -> Tensor:
         """The gradient, with the shape and dtype of ``x``."""
-        return gradient_of(grad, x, native(**spec))
+        return gradient_of(grad, x, weight, bias, native(**spec))
 
     @staticmethod
-    def setup_context(
-        ctx: Any, inputs: tuple[Tensor, Tensor, dict[str, Any]], output: Tensor
-    ) -> None:
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
         """Keep what second derivatives are computed from."""
         del output
-        grad, x, ctx.spec = inputs
-        ctx.save_for_backward(grad, x)
+        *tensors, ctx.spec = inputs
+        ctx.save_for_backward(*tensors)
 
     @staticmethod
-    def backward(ctx: Any, cotangent: Tensor) -> tuple[Tensor | None, Tensor | None, None]:
+    def backward(ctx: Any, cotangent: Tensor) -> tuple[Tensor | None, ...]:
         """Second derivatives."""
-        grad, x = ctx.saved_tensors
-        return *second_gradient(grad, x, cotangent, ctx.spec), None
+        gradients = second_gradients(ctx.saved_tensors, cotangent, ctx.spec, ctx.needs_input_grad)
+        return *gradients, None
 
     @staticmethod
     def vmap(
         info: Any,
-        in_dims: tuple[int | None, int | None, Any],
+        in_dims: tuple[Any, ...],
         grad: Tensor,
         x: Tensor,
+        weight: Tensor | None,
+        bias: Tensor | None,
         spec: dict[str, Any],
     ) -> tuple[Tensor, int]:
         """What is mapped over is more samples."""
         grads = as_rows(grad, in_dims[0], info.batch_size)
-        rows = as_rows(x, in_dims[1], info.batch_size)
-        gradient = Backward.apply(grads.flatten(0, 1), rows.flatten(0, 1), spec)
+        rows, weight, bias = as_mapped_rows(in_dims[1:], info.batch_size, x, weight, bias)
+        gradient = Backward.apply(grads.flatten(0, 1), rows.flatten(0, 1), weight, bias, spec)
         single = x.dim() - (in_dims[1] is not None) == 1
         return gradient if single else gradient.unflatten(0, rows.shape[:2]), 0
 
 
-def gradient_of(grad: Tensor, x: Tensor, spec: dict[str, Any]) -> Tensor:
-    """The gradient by samples, computed natively or by whatever watches or maps."""
-    if has_values(grad) and has_values(x):
-        gradient: Tensor = _qdp.encode_backward(grad.detach(), x.detach(), **spec)
+def gradient_of(
+    grad: Tensor, x: Tensor, weight: Tensor | None, bias: Tensor | None, spec: dict[str, Any]
+) -> Tensor:
+    """The gradient by mapped samples, computed natively or by whatever watches or maps."""
+    tensors = (grad, x, weight, bias)
+    if all(tensor is None or has_values(tensor) for tensor in tensors):
+        gradient: Tensor = _qdp.encode_backward(
+            grad.detach(), x.detach(), weight=detached(weight), bias=detached(bias), **spec
+        )
     else:
-        gradient = torch.ops.qdp.encode_backward(grad, x, **schema(**spec))
+        gradient = torch.ops.qdp.encode_backward(*tensors, **schema(**spec))
     return gradient
 
 
-def second_gradient(
-    grad: Tensor, x: Tensor, cotangent: Tensor, spec: dict[str, Any]
-) -> tuple[Tensor, Tensor]:
-    """The gradients by ``grad`` and ``x`` of ``cotangent`` times the first gradient, through the
-    encoding written out in torch's operations.
+def detached(tensor: Tensor | None) -> Any:
+    """The tensor without its history, where there is one."""
+    return None if tensor is None else tensor.detach()
+
+
+def second_gradients(
+    saved: tuple[Any, ...], cotangent: Tensor, spec: dict[str, Any], needed: Sequence[bool]
+) -> tuple[Tensor | None, ...]:
+    """The gradients by ``grad``, ``x``, ``weight`` and ``bias``, which were saved, of ``cotangent``
+    times the first gradient by the mapped features, through the encoding written out in torch's
+    operations.
     """
+    grad, x, weight, bias = saved
 
     def first(grad: Tensor, x: Tensor) -> Any:
         _, pullback, *_ = torch.func.vjp(lambda x: formula.encode(x, grad.dtype, **spec), x)
         return pullback(grad)[0]
 
-    _, pullback, *_ = torch.func.vjp(first, grad, x)
-    by_grad, by_x = pullback(cotangent)
-    return by_grad, by_x
+    features = affine.mapped(x, weight, bias)
+    _, pullback, *_ = torch.func.vjp(first, grad, features)
+    by_grad, by_features = pullback(cotangent.to(features.dtype))
+    return by_grad, *affine.gradients(by_features, x, weight, bias, needed[1:])
+
+
+def as_mapped_rows(
+    in_dims: tuple[int | None, ...],
+    size: int,
+    x: Tensor,
+    weight: Tensor | None,
+    bias: Tensor | None,
+) -> tuple[Tensor, Tensor | None, Tensor | None]:
+    """Samples of every element of a vmap, and the map that all share: none where each has its own,
+    which is then applied.
+    """
+    rows = as_rows(x, in_dims[0], size)
+    # What has no dimension of its own may be left out of a dispatcher's arguments.
+    dims = (*in_dims[1:], None, None)
+    if dims[0] is None and dims[1] is None:
+        return rows, weight, bias
+    weight, bias = (
+        values if values is None or dim is None else values.movedim(dim, 0)
+        for values, dim in zip((weight, bias), dims, strict=False)
+    )
+    return affine.mapped_each(rows, weight, bias), None, None
 
 
 def as_rows(x: Tensor, batch_dim: int | None, size: int) -> Tensor:

@@ -1,4 +1,4 @@
-"""Encodings as modules, with an optional trainable map before them."""
+"""Encodings as modules, with an optional trainable map of the features."""
 
 from __future__ import annotations
 
@@ -43,9 +43,9 @@ class Encoding(nn.Module):
 
     Samples have shape ``(features,)`` or ``(batch, features)``, states ``(batch, 2**num_qubits)``
     on the same device: :func:`qdp.torch.encode` says more of both, of ``convention`` and of
-    ``precision``. With ``affine=True`` a sample is first multiplied by ``weight`` and added to
-    ``bias``: trainable, one value per feature, made with ``device`` and ``dtype`` as torch's own
-    modules make theirs. They begin as ones and zeros, which change nothing.
+    ``precision``. With ``affine=True`` the features ``weight * x + bias`` are encoded, mapped by
+    the encode itself: trainable, one value per feature, made with ``device`` and ``dtype`` as
+    torch's own modules make theirs. They begin as ones and zeros, which change nothing.
 
     Raises :class:`qdp.InvalidArgumentError` for an option that is not what it may be, and
     :class:`qdp.FeatureCountError` for a number of features that the encoding does not take.
@@ -99,14 +99,11 @@ class Encoding(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """The states of samples."""
-        x = self._affine(x)
-        states: Tensor = _qdp.encode(x, self.num_qubits, self.encoding, **self.options)
+        options = self.options
+        if self.weight is not None:
+            options = {**options, "weight": self.weight, "bias": self.bias}
+        states: Tensor = _qdp.encode(x, self.num_qubits, self.encoding, **options)
         return states
-
-    def _affine(self, x: Tensor) -> Tensor:
-        if self.weight is None or self.bias is None:
-            return x
-        return x * self.weight + self.bias
 
     def extra_repr(self) -> str:
         """The options that are not the defaults."""
@@ -120,7 +117,8 @@ class AmplitudeEncoding(Encoding):
     """``x / norm(x)``, filled up with zeros: :func:`qdp.torch.encode` with ``"amplitude"``.
 
     ``num_features``, by default ``2**num_qubits``, is the number of values per sample that the
-    affine map is for; without one, samples may have any number up to ``2**num_qubits``.
+    affine map is for; without one, samples may have any number up to ``2**num_qubits``. The map is
+    as large as the state, and computed by torch's operations before the encode.
     """
 
     encoding = "amplitude"

@@ -21,15 +21,17 @@ from torch.autograd import forward_ad
 
 from qdp import _qdp
 from qdp.exceptions import DTypeError, ShapeError
-from qdp.torch import formula
+from qdp.torch import affine, formula
 from qdp.torch.function import (
     Encode,
     TransformedEncode,
+    as_mapped_rows,
     as_rows,
+    detached,
     has_values,
     native,
     schema,
-    second_gradient,
+    second_gradients,
 )
 
 if TYPE_CHECKING:
@@ -47,10 +49,11 @@ SPEC = (
     'int num_qubits, str encoding="amplitude", str? rotation=None, int? reps=None, '
     'str? entanglement=None, int[]? pairs=None, str convention="qdp"'
 )
+MAP = "Tensor? weight=None, Tensor? bias=None"
 # Everything but tensors by keyword: autograd and vmap then see tensors alone.
 SCHEMAS = (
-    f'encode(Tensor x, *, {SPEC}, str? precision=None, str validate="deferred") -> Tensor',
-    f"encode_backward(Tensor grad, Tensor x, *, {SPEC}) -> Tensor",
+    f'encode(Tensor x, {MAP}, *, {SPEC}, str? precision=None, str validate="deferred") -> Tensor',
+    f"encode_backward(Tensor grad, Tensor x, {MAP}, *, {SPEC}) -> Tensor",
 )
 DOUBLE = {torch.float64, torch.complex128, torch.int64, torch.uint64}
 
@@ -75,6 +78,8 @@ def encode(
     convention: str = "qdp",
     precision: str | None = None,
     validate: str = "deferred",
+    weight: Tensor | None = None,
+    bias: Tensor | None = None,
     out: Tensor | None = None,
 ) -> Tensor:
     """:func:`qdp.torch.encode` where torch has to know of it."""
@@ -89,17 +94,22 @@ def encode(
         spec["reps"] = reps
     if entanglement is not None:
         spec["entanglement"] = entanglement
+    if encoding == "amplitude":
+        x, weight, bias = affine.mapped(x, weight, bias), None, None
     options = {"precision": precision, "validate": validate}
+    tensors = [tensor for tensor in (x, weight, bias) if tensor is not None]
     if torch.compiler.is_compiling():
-        states = torch.ops.qdp.encode(x, **schema(**spec), **options)
+        states = torch.ops.qdp.encode(x, weight, bias, **schema(**spec), **options)
     elif forward_ad._current_level >= 0:  # noqa: SLF001
-        states = formula.encode(x, states_dtype(x.dtype, precision), **schema(**spec))
-    elif is_transformed(x):
-        states = TransformedEncode.apply(x, schema(**spec), options)
-    elif x.requires_grad and has_values(x):
-        states = Encode.apply(x, spec, options)
+        features = affine.mapped(x, weight, bias)
+        dtype = states_dtype(features.dtype, precision)
+        states = formula.encode(features, dtype, **schema(**spec))
+    elif any(map(is_transformed, tensors)):
+        states = TransformedEncode.apply(x, weight, bias, schema(**spec), options)
+    elif any(tensor.requires_grad for tensor in tensors) and all(map(has_values, tensors)):
+        states = Encode.apply(x, weight, bias, spec, options)
     else:
-        states = torch.ops.qdp.encode(x, **schema(**spec), **options)
+        states = torch.ops.qdp.encode(x, weight, bias, **schema(**spec), **options)
     return states if out is None else write(out, states)
 
 
@@ -127,34 +137,53 @@ def states_dtype(dtype: torch.dtype, precision: str | None) -> torch.dtype:
     return torch.complex128 if precision == "complex128" else torch.complex64
 
 
-def run_encode(x: Tensor, **arguments: Any) -> Tensor:
+def run_encode(
+    x: Tensor, weight: Tensor | None = None, bias: Tensor | None = None, **arguments: Any
+) -> Tensor:
     """The kernel of ``qdp::encode``."""
     # Below autograd a tensor still says that it requires a gradient.
-    states: Tensor = _qdp.encode_values(x.detach(), **native(**arguments))
+    states: Tensor = _qdp.encode_values(
+        x.detach(), weight=detached(weight), bias=detached(bias), **native(**arguments)
+    )
     return states
 
 
-def run_backward(grad: Tensor, x: Tensor, **spec: Any) -> Tensor:
+def run_backward(
+    grad: Tensor,
+    x: Tensor,
+    weight: Tensor | None = None,
+    bias: Tensor | None = None,
+    **spec: Any,
+) -> Tensor:
     """The kernel of ``qdp::encode_backward``."""
-    gradient: Tensor = _qdp.encode_backward(grad.detach(), x.detach(), **native(**spec))
+    gradient: Tensor = _qdp.encode_backward(
+        grad.detach(), x.detach(), weight=detached(weight), bias=detached(bias), **native(**spec)
+    )
     return gradient
 
 
 def fake_encode(
-    x: Tensor, *, num_qubits: int, precision: str | None = None, **_options: Any
+    x: Tensor,
+    weight: Tensor | None = None,
+    bias: Tensor | None = None,
+    *,
+    num_qubits: int,
+    precision: str | None = None,
+    **_options: Any,
 ) -> Tensor:
     """The result's description. What is wrong with an argument is said when it runs."""
     batch = x.shape[0] if x.dim() == 2 else 1
-    return x.new_empty((batch, 1 << num_qubits), dtype=states_dtype(x.dtype, precision))
+    dtype = states_dtype(affine.mapped_dtype(x, weight, bias), precision)
+    return x.new_empty((batch, 1 << num_qubits), dtype=dtype)
 
 
-def fake_backward(_grad: Tensor, x: Tensor, **_spec: Any) -> Tensor:
+def fake_backward(_grad: Tensor, x: Tensor, *_affine: Tensor | None, **_spec: Any) -> Tensor:
     """The gradient's description."""
     return x.new_empty(x.shape)
 
 
 def save_encode(
-    ctx: Any, inputs: tuple[Tensor], keyword_only_inputs: dict[str, Any], output: Tensor
+    ctx: Any, inputs: tuple[Any, ...], keyword_only_inputs: dict[str, Any], output: Tensor
 ) -> None:
     """Keep the samples, as :class:`qdp.torch.function.Encode` does."""
     del output
@@ -166,15 +195,21 @@ def save_encode(
     }
 
 
-def encode_gradient(ctx: Any, grad: Tensor) -> Tensor:
-    """The gradient by the samples."""
-    (x,) = ctx.saved_tensors
-    gradient: Tensor = torch.ops.qdp.encode_backward(grad, x, **ctx.spec)
-    return gradient
+def encode_gradient(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+    """The gradients by the samples and the map."""
+    x, weight, bias = ctx.saved_tensors
+    wide = affine.widened(x, weight, bias)
+    by_mapped = torch.ops.qdp.encode_backward(grad, wide, weight, bias, **ctx.spec)
+    return affine.gradients(by_mapped, x, weight, bias, needed_by(ctx))
+
+
+def needed_by(ctx: Any) -> tuple[bool, ...]:
+    """Which positional arguments want a gradient: those that were left out do not."""
+    return (*ctx.needs_input_grad, False, False)
 
 
 def save_backward(
-    ctx: Any, inputs: tuple[Tensor, Tensor], keyword_only_inputs: dict[str, Any], output: Tensor
+    ctx: Any, inputs: tuple[Any, ...], keyword_only_inputs: dict[str, Any], output: Tensor
 ) -> None:
     """Keep what second derivatives are computed from."""
     del output
@@ -184,26 +219,37 @@ def save_backward(
 
 def backward_gradient(ctx: Any, cotangent: Tensor) -> tuple[Tensor | None, ...]:
     """Second derivatives."""
-    grad, x = ctx.saved_tensors
-    return second_gradient(grad, x, cotangent, ctx.spec)
+    return second_gradients(ctx.saved_tensors, cotangent, ctx.spec, needed_by(ctx))
 
 
 def map_encode(
-    info: Any, in_dims: tuple[int | None], x: Tensor, **arguments: Any
+    info: Any,
+    in_dims: tuple[int | None, ...],
+    x: Tensor,
+    weight: Tensor | None = None,
+    bias: Tensor | None = None,
+    **arguments: Any,
 ) -> tuple[Tensor, int]:
     """What is mapped over is more samples."""
-    rows = as_rows(x, in_dims[0], info.batch_size)
-    states = torch.ops.qdp.encode(rows.flatten(0, 1), **arguments)
+    rows, weight, bias = as_mapped_rows(in_dims, info.batch_size, x, weight, bias)
+    states = torch.ops.qdp.encode(rows.flatten(0, 1), weight, bias, **arguments)
     return states.unflatten(0, rows.shape[:2]), 0
 
 
 def map_backward(
-    info: Any, in_dims: tuple[int | None, int | None], grad: Tensor, x: Tensor, **spec: Any
+    info: Any,
+    in_dims: tuple[int | None, ...],
+    grad: Tensor,
+    x: Tensor,
+    weight: Tensor | None = None,
+    bias: Tensor | None = None,
+    **spec: Any,
 ) -> tuple[Tensor, int]:
     """What is mapped over is more samples."""
     grads = as_rows(grad, in_dims[0], info.batch_size)
-    rows = as_rows(x, in_dims[1], info.batch_size)
-    gradient = torch.ops.qdp.encode_backward(grads.flatten(0, 1), rows.flatten(0, 1), **spec)
+    rows, weight, bias = as_mapped_rows(in_dims[1:], info.batch_size, x, weight, bias)
+    flat = grads.flatten(0, 1), rows.flatten(0, 1)
+    gradient = torch.ops.qdp.encode_backward(*flat, weight, bias, **spec)
     single = x.dim() - (in_dims[1] is not None) == 1
     return gradient if single else gradient.unflatten(0, rows.shape[:2]), 0
 

@@ -143,7 +143,7 @@ impl Kernels {
             let args = args.rows(first, rows.min(common.batch - first), dtype, precision);
             // SAFETY: the caller's promise holds for the rows of a round, which take no more of
             // the workspace than was asked for.
-            unsafe { self.round(encode, diagonal, &cut, args, held, stream)? };
+            unsafe { self.round(encode, diagonal, &cut, &args, held, stream)? };
             first += rows;
         }
         Ok(())
@@ -159,13 +159,13 @@ impl Kernels {
         encode: &Encode,
         diagonal: &Diagonal,
         cut: &Cut,
-        args: Args,
+        args: &Args,
         held: Held,
         stream: LaunchStream,
     ) -> Result<()> {
         let common = args.diagonal.common;
         let places = cut.places(held.workspace, common.batch);
-        let mut args = args;
+        let mut args = *args;
         let mut moments = [TileMoments::default(); 2];
         // The states before a diagonal are those after the transform that follows the others.
         let mut layers = diagonal.clone();
