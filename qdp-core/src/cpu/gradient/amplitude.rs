@@ -74,7 +74,7 @@ impl Sums {
 fn sum_block<T: Element, G: Element>(x: &[T], g: &[G]) -> Sums {
     let (mut squares, mut products) = ([0.0; LANES], [0.0; LANES]);
     for (x, g) in x.chunks(STRIP).zip(g.chunks(STRIP)) {
-        let (a, b) = (strip(x, |x| x.to_f64()), strip(g, |g| g.to_f64()));
+        let (a, b) = (strip(x, Element::to_f64), strip(g, Element::to_f64));
         add_products(&a, &a, &mut squares);
         add_products(&a, &b, &mut products);
         if T::DTYPE.is_complex() {
