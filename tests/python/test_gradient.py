@@ -183,7 +183,7 @@ class TestCpu:
 
     def test_refusals(self) -> None:
         x, g = sample(ONE_EACH[3], 3, 2, "complex128")
-        for error, match, call in (
+        refusals: list[tuple[Any, str, Any]] = [
             (qdp.InvalidArgumentError, "encoding", lambda: encode_backward(g, x, 3, "basis")),
             (qdp.DTypeError, "data", lambda: encode_backward(g, x.long(), 3, "phase")),
             (qdp.DTypeError, "grad", lambda: encode_backward(g.real, x, 3, "phase")),
@@ -209,7 +209,8 @@ class TestCpu:
                 "rotation",
                 lambda: encode_backward(g, x, 3, "phase", rotation="x"),
             ),
-        ):
+        ]
+        for error, match, call in refusals:
             with pytest.raises(error, match=match):
                 call()
 
