@@ -142,7 +142,8 @@ fn check_writable(writable: bool) -> Result<()> {
 pub(crate) fn check_rows(layout: &Layout) -> Result<()> {
     let ((batch, dim), (rows, columns)) = (layout.shape, layout.strides);
     let apart = usize::try_from(rows).is_ok_and(|rows| rows >= dim);
-    if columns == 1 && (batch <= 1 || apart) {
+    // Of nothing, and of what there is one of, a stride says nothing.
+    if batch == 0 || ((columns == 1 || dim == 1) && (batch == 1 || apart)) {
         return Ok(());
     }
     let expected = "rows without gaps that do not overlap";
