@@ -16,6 +16,8 @@ PEERS = {
     "torch pinned": "p",
     "torch.compile": "v",
     "torch graph": "s",
+    "torch graph copies": "P",
+    "torch graph staged": "X",
     "qumat-qdp": "D",
     "pennylane": "^",
     "floor": "|",
