@@ -251,8 +251,8 @@ def gram(device: str, *, quick: bool) -> Iterator[Measured]:
             x: torch.Tensor = x,
             states: Callable[[torch.Tensor], torch.Tensor] = states,
         ) -> torch.Tensor:
-            rows = torch.cat([states(part) for part in x.split(1024)])
-            return torch.cat([(part @ rows.T).square_() for part in rows.split(4096)])
+            rows = torch.cat([states(part) for part in torch.split(x, 1024)])
+            return torch.cat([(part @ rows.T).square_() for part in torch.split(rows, 4096)])
 
         def own(_: Any, x: torch.Tensor = x) -> torch.Tensor:
             result: torch.Tensor = qdp.gram(x, encoding="angle")

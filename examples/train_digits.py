@@ -57,7 +57,11 @@ class Model(nn.Module):
         if self.expectations is None:
             values = self.circuit(self.encoding(x))
         else:
-            features = x * self.encoding.weight + self.encoding.bias
+            weight, bias = (
+                self.encoding.get_parameter("weight"),
+                self.encoding.get_parameter("bias"),
+            )
+            features = x * weight + bias
             values = self.expectations(features, self.circuit.angles).to(x.dtype)
         scores: Tensor = self.scores(values)
         return scores
@@ -135,17 +139,17 @@ def kernel(
     fidelities = qdp_fidelities if library == "QDP" else pennylane_fidelities
     fidelities(train_x[:2], train_x)  # whatever is set up at first
     began = time.perf_counter()
-    train_kernel, test_kernel = fidelities(train_x, train_x), fidelities(test_x, train_x)
-    train_kernel, test_kernel = train_kernel.cpu().numpy(), test_kernel.cpu().numpy()
+    matrices = [fidelities(x, train_x).cpu().numpy() for x in (train_x, test_x)]
     seconds = time.perf_counter() - began
-    machine = SVC(C=10, kernel="precomputed").fit(train_kernel, classes[0])
-    accuracy = float(machine.score(test_kernel, classes[1]))
+    machine = SVC(C=10, kernel="precomputed").fit(matrices[0], classes[0])
+    accuracy = float(machine.score(matrices[1], classes[1]))
     return {"model": "kernel", "library": library, "accuracy": accuracy, "seconds": seconds}
 
 
 def qdp_fidelities(x: Tensor, y: Tensor) -> Tensor:
     """From the angles: no state is made."""
-    return qdp.gram(x, y, num_qubits=x.shape[1], encoding="angle", convention="pennylane")
+    fidelities: Tensor = qdp.gram(x, y, encoding="angle", convention="pennylane")
+    return fidelities
 
 
 def pennylane_fidelities(x: Tensor, y: Tensor) -> Tensor:
@@ -154,11 +158,12 @@ def pennylane_fidelities(x: Tensor, y: Tensor) -> Tensor:
 
     wires = range(x.shape[1])
 
-    @qml.qnode(qml.device("default.qubit", wires=wires), interface="torch", diff_method=None)
-    def states(features: Tensor) -> Any:
+    def circuit(features: Tensor) -> Any:
         qml.AngleEmbedding(features, wires, rotation="Y")
         return qml.state()
 
+    device = qml.device("default.qubit", wires=wires)
+    states = qml.QNode(circuit, device, interface="torch", diff_method=None)
     overlaps: Tensor = states(x).conj() @ states(y).T
     return overlaps.abs().square()
 
@@ -186,7 +191,8 @@ def train(
 
     def step(index: Tensor) -> None:
         optimizer.zero_grad()
-        cross_entropy(run(train_x[index]), train_y[index]).backward()
+        loss = cross_entropy(run(train_x[index]), train_y[index])
+        loss.backward()  # type: ignore[no-untyped-call]
         optimizer.step()
 
     began = time.perf_counter()
@@ -194,7 +200,7 @@ def train(
     for _ in range(args.epochs):
         order = torch.from_numpy(shuffle.permutation(len(train_x))).to(args.device)
         # Batches of one size: nothing is compiled twice.
-        for index in order[: len(order) // args.batch * args.batch].split(args.batch):
+        for index in order[: len(order) // args.batch * args.batch].reshape(-1, args.batch):
             step(index)
             if first_step is None:
                 first_step = synchronized(args.device) - began
