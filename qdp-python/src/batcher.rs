@@ -14,6 +14,7 @@ use crate::options::{self, SpecArgs};
 use crate::state::StateBatch;
 use crate::turnstile;
 use parking_lot::Mutex;
+use pyo3::exceptions::PyKeyboardInterrupt;
 use pyo3::gc::{PyTraverseError, PyVisit};
 use pyo3::intern;
 use pyo3::prelude::*;
@@ -356,7 +357,7 @@ impl BatcherCore {
         match request {
             Ok(request) => {
                 if request.is_to_be_led() {
-                    listener.lead_later(py)?;
+                    listener.lead_later(py, &self.batcher)?;
                 }
                 Ok((future, Some(BatcherRequest { request, listener, token })))
             }
@@ -498,25 +499,37 @@ impl Inbox {
             });
         }
         let done = std::mem::take(&mut *self.done.lock());
+        // What a signal's handler raises in between is for the loop, once all are told.
+        let mut raised = Ok(());
         for (token, result) in done.results {
             let Some(future) = self.take(token) else { continue };
-            let future = future.into_bound(py);
-            if future.call_method0(intern!(py, "done"))?.is_truthy()? {
-                continue; // cancelled
-            }
-            match result {
-                Ok(state) => {
-                    let state = StateBatch::new(state, false);
-                    future.call_method1(intern!(py, "set_result"), (state,))?;
-                }
-                Err(error) => {
-                    let error = PyErr::from(Failure::Core(error)).into_value(py);
-                    future.call_method1(intern!(py, "set_exception"), (error,))?;
-                }
-            }
+            raised = raised.and(tell(future.bind(py), result));
+        }
+        raised
+    }
+}
+
+/// Sets a future, unless it was cancelled.
+fn tell(future: &Bound<'_, PyAny>, result: qdp_core::Result<qdp_core::StateBatch>) -> PyResult<()> {
+    let py = future.py();
+    let (set, value) = match result {
+        Ok(state) => {
+            let state = StateBatch::new(state, false);
+            (intern!(py, "set_result"), Bound::new(py, state)?.into_any())
+        }
+        Err(error) => {
+            let error = PyErr::from(Failure::Core(error)).into_value(py);
+            (intern!(py, "set_exception"), error.into_bound(py).into_any())
+        }
+    };
+    let attempt = || {
+        if !future.call_method0(intern!(py, "done"))?.is_truthy()? {
+            future.call_method1(set, (&value,))?;
         }
         Ok(())
-    }
+    };
+    // Where a signal's handler raised, it may have been before the future was set.
+    attempt().or_else(|raised| attempt().and(Err(raised)))
 }
 
 /// A loop as the listener of its requests.
@@ -547,10 +560,15 @@ impl Listener for EventLoop {
 
 impl EventLoop {
     /// Has the running loop encode what waits, once the tasks that are ready have run.
-    fn lead_later(&self, py: Python<'_>) -> PyResult<()> {
+    fn lead_later(&self, py: Python<'_>, batcher: &qdp_core::Batcher) -> PyResult<()> {
         if !self.inbox().leads.swap(true, Ordering::Relaxed) {
             let event_loop = self.inbox().event_loop.bind(py);
-            event_loop.call_method1(intern!(py, "call_soon"), (&self.0,))?;
+            if let Err(raised) = event_loop.call_method1(intern!(py, "call_soon"), (&self.0,)) {
+                // By a signal's handler, so nobody is on the way.
+                self.inbox().leads.store(false, Ordering::Relaxed);
+                py.detach(|| batcher.lead());
+                return Err(raised);
+            }
         }
         Ok(())
     }
@@ -558,12 +576,28 @@ impl EventLoop {
     fn wake(&self, py: Python<'_>) {
         let event_loop = self.inbox().event_loop.bind(py);
         let name = intern!(py, "call_soon_threadsafe");
-        if event_loop.call_method1(name, (&self.0,)).is_err() {
-            // It is closed: nobody is left to wait.
-            let done = std::mem::take(&mut *self.inbox().done.lock());
-            for (token, _) in done.results {
-                drop(self.inbox().take(token));
+        let mut raised = None;
+        while let Err(error) = event_loop.call_method1(name, (&self.0,)) {
+            let closed = event_loop.call_method0(intern!(py, "is_closed"));
+            let closed = closed.and_then(|closed| closed.is_truthy());
+            if raised.is_some() || closed.unwrap_or(true) {
+                // Nobody is left to wait.
+                let done = std::mem::take(&mut *self.inbox().done.lock());
+                for (token, _) in done.results {
+                    drop(self.inbox().take(token));
+                }
+                break;
             }
+            // A signal's handler raised on this thread, which is not about the loop.
+            raised = Some(error);
+        }
+        match raised {
+            Some(error) if error.is_instance_of::<PyKeyboardInterrupt>(py) => {
+                // SAFETY: it notes a signal, and the interpreter is attached.
+                unsafe { pyo3::ffi::PyErr_SetInterrupt() };
+            }
+            Some(error) => error.write_unraisable(py, Some(event_loop)),
+            None => {}
         }
     }
 }

@@ -240,6 +240,47 @@ class TestClose:
         gc.collect()
         assert kept() is None
 
+    def test_a_full_queue_does_not_wait_for_the_loop_that_is_in_the_way(
+        self, engine: qdp.Engine
+    ) -> None:
+        data = samples(20)
+
+        async def main(batcher: qdp.Batcher) -> None:
+            tasks = [asyncio.create_task(batcher.encode_async(x)) for x in data]
+            await asyncio.sleep(0)  # they are queued, and the loop is to encode them
+            assert batcher.encode(data[0]).shape == (1, DIM)
+            await asyncio.gather(*tasks)
+
+        with engine.batcher(N, queue=4) as batcher:
+            run(main(batcher))
+
+    def test_a_signal_on_the_way_to_a_future_loses_no_other(self, engine: qdp.Engine) -> None:
+        def told(_: Any) -> None:
+            pass
+
+        class Loop(asyncio.SelectorEventLoop):
+            interrupts = 1
+
+            def call_soon(self, callback: Any, *args: Any, context: Any = None) -> Any:
+                if callback is told and self.interrupts:
+                    self.interrupts -= 1
+                    raise KeyboardInterrupt
+                return super().call_soon(callback, *args, context=context)
+
+        event_loop = Loop()
+        batcher = engine.batcher(N)
+        try:
+            futures = [batcher.submit(event_loop, x)[0] for x in samples(8)]
+            for future in futures:
+                future.add_done_callback(told)
+            with pytest.raises(KeyboardInterrupt):
+                event_loop.run_until_complete(asyncio.sleep(1))
+            event_loop.run_until_complete(asyncio.wait_for(asyncio.gather(*futures), 20))
+            assert all(future.done() for future in futures)
+        finally:
+            batcher.close()
+            event_loop.close()
+
     def test_dropped_with_requests_waiting(self, engine: qdp.Engine) -> None:
         async def main() -> Any:
             batcher = engine.batcher(N, max_delay_us=NEVER_US)

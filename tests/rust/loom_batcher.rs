@@ -343,6 +343,24 @@ fn a_broken_promise_is_made_good() {
     });
 }
 
+/// Whoever promised and then waits for room waits for the worker, not for itself.
+#[test]
+fn a_promise_is_not_waited_for_by_who_made_it() {
+    model(3, || {
+        let protocol = protocol(1, false);
+        let worker = worker(&protocol);
+        let write = |own: &usize, buffer: &std::sync::Arc<Rows>, rows| write(buffer, rows, *own);
+        let ticket = protocol.submit(request(0), Some(5), true, 5, write, |own| own);
+        assert!(ticket.is_ok_and(|(_, leads)| leads));
+        assert_eq!(call(&protocol, 0, 3), Ok(3));
+        protocol.close(true);
+        protocol.stop();
+        worker.join().unwrap();
+        assert_eq!(*protocol.work.delivered.lock().unwrap(), [(5, Some(5))]);
+        assert_at_rest(&protocol);
+    });
+}
+
 /// With room for one request, the second is parked and written by who leads; the third is bad.
 #[test]
 fn what_is_parked_is_delivered_once() {

@@ -177,6 +177,11 @@ impl<W: Work> Protocol<W> {
     /// Whether a request may claim its rows now, rather than be parked.
     fn has_room(&self, state: &mut State<W>) -> Result<bool, Failure<W::Error>> {
         let room = state.waiting < self.limits.queue && state.parked.is_empty();
+        if !room && state.leader == Leader::Promised {
+            // Whoever promised may be the one who is about to wait for room.
+            state.leader = Leader::Worker;
+            self.worker.notify_all();
+        }
         if !room && self.limits.refuse {
             state.stats.refused += 1;
             return Err(Failure::Full);
