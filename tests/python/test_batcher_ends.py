@@ -261,7 +261,9 @@ class TestClose:
         class Loop(asyncio.SelectorEventLoop):
             interrupts = 1
 
-            def call_soon(self, callback: Any, *args: Any, context: Any = None) -> Any:
+            def call_soon(  # type: ignore[override]
+                self, callback: Any, *args: Any, context: Any = None
+            ) -> Any:
                 if callback is told and self.interrupts:
                     self.interrupts -= 1
                     raise KeyboardInterrupt
