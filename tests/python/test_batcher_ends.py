@@ -318,6 +318,23 @@ class TestProcess:
         )
         script(code)
 
+    def test_a_signals_handler_calls_a_waiting_caller_away(self) -> None:
+        code = (
+            "import faulthandler, signal, qdp\n"
+            "faulthandler.dump_traceback_later(60, exit=True)\n"
+            "batcher = qdp.Engine('cpu').batcher(2, max_delay_us=600e6)\n"
+            "def ring(*_):\n"
+            "    assert len(batcher.encode([1.0])) == 1\n"
+            "    raise RuntimeError('away')\n"
+            "signal.signal(signal.SIGALRM, ring)\n"
+            "signal.setitimer(signal.ITIMER_REAL, 0.05)\n"
+            "try:\n"
+            "    batcher.encode([1.0])\n"
+            "except RuntimeError as error:\n"
+            "    print(error, batcher.stats()['cancelled'], batcher.stats()['waiting'])\n"
+        )
+        assert script(code) == "away 1 0\n"
+
     @pytest.mark.parametrize("delay", ["0", "50e6"])
     def test_exit_with_requests_waiting(self, device: str, delay: str) -> None:
         script(

@@ -66,7 +66,8 @@ pub struct RequestOptions {
     pub deadline: Option<Instant>,
     /// Batches of higher priority start first.
     pub priority: i32,
-    /// As [`EncodeOptions::interrupt`], for a request that is encoded alone on the calling thread.
+    /// As [`EncodeOptions::interrupt`], for a request whose caller waits for it: on its thread, while
+    /// it waits for others or is encoded alone.
     pub interrupt: Option<fn() -> Result<()>>,
 }
 
@@ -212,7 +213,14 @@ impl Batcher {
         }
         let key = Key(plan);
         let request = Self::request(key.clone(), input, options);
-        let called = self.protocol.call(request, alone, |buffer, rows| {
+        let ask = options.interrupt.map(|interrupt| {
+            move || {
+                let _inside = Inside::enter(&self.protocol.work);
+                interrupt()
+            }
+        });
+        let ask = ask.as_ref().map(|ask| ask as protocol::Ask<'_, Error>);
+        let called = self.protocol.call(request, ask, alone, |buffer, rows| {
             BatchWork::write_input(&key, buffer, &rows, input)
         });
         match called {

@@ -247,21 +247,23 @@ fn a_full_queue_refuses() {
     assert_eq!((stats.refused, stats.cancelled, stats.requests), (1, 1, 2));
 }
 
-/// Parked requests keep their data, and come in turn.
+/// Parked requests keep their data, and come in turn, those of a higher level first.
 #[test]
 fn a_full_queue_makes_others_wait_in_order() {
     let config = BatcherConfig { max_delay: NEVER, queue: 2, ..BatcherConfig::default() };
     let batcher = batcher(config);
     let batches = Arc::new(Batches::default());
-    let held: Vec<Arc<[f64]>> = (0..5).map(|i| Arc::from([f64::from(i), 1.0])).collect();
+    let held: Vec<Arc<[f64]>> = (0..7).map(|i| Arc::from([f64::from(i), 1.0])).collect();
     for (token, values) in (0..).zip(&held) {
         let mut input = Some(OwnedInput::sample(Arc::clone(values)));
-        let (spec, options) = (amplitude(1), RequestOptions::default());
+        let priority = i32::from(token == 4 || token == 6);
+        let options = RequestOptions { priority, ..RequestOptions::default() };
+        let spec = amplitude(1);
         let request = batcher.submit_to(&mut input, &spec, &options, listener(&batches), token);
         assert!(request.is_ok());
         assert_eq!(input.is_some(), token < 2);
     }
-    assert_eq!(batcher.waiting(), 5);
+    assert_eq!(batcher.waiting(), 7);
     batcher.close();
     let tokens: Vec<Vec<u64>> = batches
         .0
@@ -269,7 +271,7 @@ fn a_full_queue_makes_others_wait_in_order() {
         .iter()
         .map(|batch| batch.iter().map(|(token, _)| *token).collect())
         .collect();
-    assert_eq!(tokens, [vec![0, 1], vec![2, 3], vec![4]]);
+    assert_eq!(tokens, [vec![0, 1], vec![4, 6], vec![2, 3], vec![5]]);
     assert!(held.iter().all(|values| Arc::strong_count(values) == 1), "data was kept");
 }
 
@@ -321,6 +323,37 @@ fn deadlines_pass() {
     batcher.close();
     assert_eq!(queued.wait().unwrap_err(), Error::DeadlineExceeded);
     assert_eq!(batcher.stats().expired, 3);
+}
+
+/// Whoever waits, as a leader, behind one, or for room, is asked whether to go on.
+#[test]
+#[cfg_attr(miri, ignore = "looks at clocks")]
+fn callers_are_called_away() {
+    let config = BatcherConfig { max_delay: NEVER, queue: 2, ..BatcherConfig::default() };
+    let batcher = Arc::new(batcher(config));
+    let stop =
+        RequestOptions { interrupt: Some(|| Err(Error::Interrupted)), ..RequestOptions::default() };
+    let encode = |options: RequestOptions| {
+        let batcher = Arc::clone(&batcher);
+        move || batcher.encode(&Input::sample(&[1.0]), &amplitude(1), &options)
+    };
+    let wait_for = |waiting| {
+        while batcher.waiting() != waiting {
+            std::thread::yield_now();
+        }
+    };
+    assert_eq!(encode(stop)().unwrap_err(), Error::Interrupted);
+    let staying = std::thread::spawn(encode(RequestOptions::default()));
+    wait_for(1);
+    assert_eq!(encode(stop)().unwrap_err(), Error::Interrupted);
+    let other = std::thread::spawn(encode(RequestOptions::default()));
+    wait_for(2);
+    assert_eq!(encode(stop)().unwrap_err(), Error::Interrupted);
+    assert_eq!((batcher.waiting(), batcher.stats().cancelled), (2, 3));
+    batcher.close();
+    for caller in [staying, other] {
+        assert_eq!(caller.join().unwrap().unwrap().batch(), 1);
+    }
 }
 
 #[test]

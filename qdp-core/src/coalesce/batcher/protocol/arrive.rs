@@ -2,6 +2,7 @@
 
 use super::super::sync::look_until;
 use super::lead::Leading;
+use super::patience::{Ask, Patience};
 use super::ticket::Place;
 use super::{
     Arc, Batch, CHANGED, Claim, Failure, Finished, Leader, Listening, MutexGuard, Ordering, Parked,
@@ -50,10 +51,11 @@ impl<W: Work> Drop for Seat<'_, W> {
 
 impl<W: Work> Protocol<W> {
     /// Encodes a request and waits for it: `alone` where nothing is in flight, else as rows of a
-    /// batch, which `write` writes.
+    /// batch, which `write` writes. While it waits, `ask` is asked now and then whether to go on.
     pub(crate) fn call<R>(
         &self,
         request: Request<W>,
+        ask: Option<Ask<'_, W::Error>>,
         alone: impl FnOnce() -> R,
         write: impl FnOnce(&W::Buffer, Range<usize>) -> Result<(), W::Error>,
     ) -> Result<Called<W, R>, Failure<W::Error>> {
@@ -67,7 +69,8 @@ impl<W: Work> Protocol<W> {
             return Ok(Called::Alone(alone()));
         }
         let deadline = request.deadline;
-        let claim = self.take_place(state, request)?;
+        let mut patience = Patience::new(deadline, ask);
+        let claim = self.take_place(state, request, &mut patience)?;
         let (batch, rows) = (Arc::clone(&claim.batch), claim.rows.clone());
         let mut seat = Seat { protocol: self, batch, rows, taken: true };
         if let Err(error) = write(&claim.batch.buffer, claim.rows.clone()) {
@@ -78,7 +81,7 @@ impl<W: Work> Protocol<W> {
             return Err(Failure::Failed(error));
         }
         drop(claim);
-        self.wait(&mut seat, deadline).map(Called::Shared)
+        self.wait(&mut seat, deadline, &mut patience).map(Called::Shared)
     }
 
     /// Queues a request that nobody waits for in a call. Where there is room, `write` writes the
@@ -100,12 +103,7 @@ impl<W: Work> Protocol<W> {
         let ticket = Arc::new(Ticket::new());
         if !self.has_room(&mut state)? {
             let source = Some((source(data), listener));
-            state.parked.push_back(Parked {
-                ticket: Arc::clone(&ticket),
-                request,
-                arrived,
-                source,
-            });
+            state.park(Parked { ticket: Arc::clone(&ticket), request, arrived, source });
             return Ok((ticket, false));
         }
         let (claim, index) = self.claim(&mut state, &request, arrived).map_err(Failure::Failed)?;
@@ -194,6 +192,7 @@ impl<W: Work> Protocol<W> {
         &self,
         mut state: MutexGuard<'_, State<W>>,
         request: Request<W>,
+        patience: &mut Patience<'_, W::Error>,
     ) -> Result<Claim<W>, Failure<W::Error>> {
         let arrived = Instant::now();
         if self.has_room(&mut state)? {
@@ -206,27 +205,27 @@ impl<W: Work> Protocol<W> {
             }
             return Ok(claim);
         }
-        let deadline = request.deadline;
         let ticket = Arc::new(Ticket::new());
-        state.parked.push_back(Parked {
-            ticket: Arc::clone(&ticket),
-            request,
-            arrived,
-            source: None,
-        });
+        state.park(Parked { ticket: Arc::clone(&ticket), request, arrived, source: None });
         drop(state);
-        if let Some(claim) = ticket.wait_granted(deadline) {
-            return claim;
-        }
+        let failure = loop {
+            if let Some(claim) = ticket.wait_granted(patience.until()) {
+                return claim;
+            }
+            if let Err(failure) = patience.look() {
+                break failure;
+            }
+        };
         let mut state = self.state.lock();
         let is_it = |parked: &Parked<W>| Arc::ptr_eq(&parked.ticket, &ticket);
         if let Some(index) = state.parked.iter().position(is_it) {
             state.parked.remove(index);
-            state.stats.expired += 1;
-            return Err(Failure::Expired);
+            state.count_given_up(&failure);
+            return Err(failure);
         }
         drop(state);
         // It got its place just now.
+        patience.end(failure);
         ticket.wait_granted(None).unwrap_or(Err(Failure::Expired))
     }
 
@@ -278,9 +277,9 @@ impl<W: Work> Protocol<W> {
     fn wait(
         &self,
         seat: &mut Seat<'_, W>,
-        mut deadline: Option<Instant>,
+        deadline: Option<Instant>,
+        patience: &mut Patience<'_, W::Error>,
     ) -> Result<Share<W>, Failure<W::Error>> {
-        let until = deadline;
         let batch = Arc::clone(&seat.batch);
         self.look(&batch);
         let mut phase = batch.phase.lock();
@@ -288,7 +287,7 @@ impl<W: Work> Protocol<W> {
             match &*phase {
                 Phase::Done { started, output } => {
                     let (late, output) =
-                        (until.is_some_and(|until| until < *started), output.clone());
+                        (deadline.is_some_and(|deadline| deadline < *started), output.clone());
                     drop(phase);
                     seat.taken = false;
                     if late {
@@ -300,28 +299,31 @@ impl<W: Work> Protocol<W> {
                 Phase::Lead => {
                     drop(phase);
                     if batch.take_lead() {
-                        if !self.lead(Some((&batch, deadline))) {
+                        if let Err(failure) = self.lead(Some((&batch, patience))) {
                             seat.taken = false;
-                            return Err(Failure::Expired);
+                            return Err(failure);
                         }
                     } else {
                         self.look(&batch); // somebody else leads
                     }
                     phase = batch.phase.lock();
                 }
-                Phase::Waiting => match deadline {
+                Phase::Waiting => match patience.until() {
                     None => phase = batch.changed.wait(phase),
                     Some(end) if Instant::now() < end => {
                         phase = batch.changed.wait_until(phase, end);
                     }
                     Some(_) => {
                         drop(phase);
-                        if self.leave(&batch, |state| state.stats.expired += 1) {
-                            seat.taken = false;
-                            return Err(Failure::Expired);
+                        if let Err(failure) = patience.look() {
+                            let left = self.leave(&batch, |state| state.count_given_up(&failure));
+                            if left || !matches!(failure, Failure::Expired) {
+                                seat.taken = false;
+                                return Err(failure);
+                            }
+                            // It has started, in time or not: its start is compared above.
+                            patience.forget_deadline();
                         }
-                        // It has started, in time or not: its start is compared above.
-                        deadline = None;
                         phase = batch.phase.lock();
                     }
                 },

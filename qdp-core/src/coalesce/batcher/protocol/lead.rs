@@ -1,6 +1,7 @@
 //! Leading: which batch is next, running it, and who leads then.
 
 use super::super::sync::look_until;
+use super::patience::Patience;
 use super::ticket::Place;
 use super::{
     Arc, Batch, Failure, Finished, Leader, Ordering, Pending, Phase, Protocol, SEALED, State,
@@ -37,13 +38,16 @@ impl<W: Work> Drop for Leading<'_, W> {
     }
 }
 
+/// The batch that a caller waits for, and for how long.
+pub(super) type Own<'a, 'ask, W> = (&'a Arc<Batch<W>>, &'a mut Patience<'ask, <W as Work>::Error>);
+
 /// What a leader does next.
 enum Next<W: Work> {
     /// Run a batch, which started at this instant.
     Run(Pending<W>, Instant),
     /// Nothing: nobody leads any more.
     Nothing,
-    /// Leave: its own deadline has passed.
+    /// Look whether to leave.
     Leave,
 }
 
@@ -76,32 +80,38 @@ impl<W: Work> Batch<W> {
 }
 
 impl<W: Work> Protocol<W> {
-    /// Leads until `own` is done; where there is none, for one batch. False where the deadline of
-    /// `own` passed before: it has left its batch, then.
-    pub(super) fn lead(&self, own: Option<(&Arc<Batch<W>>, Option<Instant>)>) -> bool {
+    /// Leads until `own` is done; where there is none, for one batch. Fails where the patience of
+    /// `own` ended before: it has left its batch, then.
+    pub(super) fn lead(&self, own: Option<Own<'_, '_, W>>) -> Result<(), Failure<W::Error>> {
         self.lead_as(Leading::new(self), own)
     }
 
     fn lead_as(
         &self,
         mut leading: Leading<'_, W>,
-        own: Option<(&Arc<Batch<W>>, Option<Instant>)>,
-    ) -> bool {
-        let until = own.and_then(|(_, deadline)| deadline);
+        mut own: Option<Own<'_, '_, W>>,
+    ) -> Result<(), Failure<W::Error>> {
         // Who leads as promised has tasks of its own, none of which runs meanwhile.
         let gather = leading.otherwise != Leader::Promised;
         let finished = loop {
-            let finished = match (self.next(until), own) {
-                (Next::Run(pending, at), _) => self.run(pending, at, gather),
-                (Next::Leave, Some((batch, _))) => {
-                    return !self.leave(batch, |state| state.stats.expired += 1);
+            let until = own.as_ref().and_then(|(_, patience)| patience.until());
+            let finished = match self.next(until) {
+                Next::Run(pending, at) => self.run(pending, at, gather),
+                Next::Leave => {
+                    if let Some((batch, patience)) = &mut own
+                        && let Err(failure) = patience.look()
+                        && self.leave(batch, |state| state.count_given_up(&failure))
+                    {
+                        return Err(failure);
+                    }
+                    continue;
                 }
-                (Next::Nothing | Next::Leave, _) => {
+                Next::Nothing => {
                     leading.held = false;
-                    return true;
+                    return Ok(());
                 }
             };
-            if own.is_none_or(|(batch, _)| batch.is_done()) {
+            if own.as_ref().is_none_or(|(batch, _)| batch.is_done()) {
                 break finished;
             }
             self.state.lock().busy = true;
@@ -110,7 +120,7 @@ impl<W: Work> Protocol<W> {
         // The next batch first: those who listen may be slow.
         drop(leading);
         self.deliver(finished);
-        true
+        Ok(())
     }
 
     /// Leads what is pending now, as was promised, unless somebody else does. What takes long is
@@ -136,7 +146,7 @@ impl<W: Work> Protocol<W> {
             batches -= 1;
             state.leader = Leader::Somebody;
             self.unlock(state);
-            // It has no deadline.
+            // It waits for nothing of its own.
             let _ = self.lead_as(Leading::otherwise(self, Leader::Promised), None);
         }
     }

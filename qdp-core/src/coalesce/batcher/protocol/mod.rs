@@ -11,14 +11,15 @@
 //! ([`Phase::Lead`]), so that whichever caller looks first takes it; one who leaves without looking
 //! passes it on.
 //!
-//! What is beyond the bound of the queue is parked, and claims its rows, in order, when a batch
-//! starts and makes room. Whether a request has started is decided under the lock: it has, as soon
+//! What is beyond the bound of the queue is parked, and claims its rows, by level and in order, when
+//! a batch starts and makes room. Whether a request has started is decided under the lock: it has, as soon
 //! as its batch is out of [`State::pending`]. Until then it can be withdrawn; its rows stay in the
 //! batch, and nobody asks for their states.
 #![forbid(unsafe_code)]
 
 mod arrive;
 mod lead;
+mod patience;
 pub(super) mod stats;
 mod ticket;
 
@@ -29,6 +30,7 @@ use std::ops::Range;
 use std::time::{Duration, Instant};
 
 pub(crate) use arrive::{Called, Request};
+pub(crate) use patience::Ask;
 pub(crate) use ticket::Ticket;
 
 /// What batches are made of and done with.
@@ -243,7 +245,7 @@ enum Leader {
 struct State<W: Work> {
     /// In the order in which they were opened.
     pending: Vec<Pending<W>>,
-    /// In the order in which they came.
+    /// Those of higher levels first, and each level's in the order in which they came.
     parked: VecDeque<Parked<W>>,
     /// Requests that wait in batches.
     waiting: usize,
@@ -359,7 +361,7 @@ impl<W: Work> Protocol<W> {
             if state.leader == Leader::Worker {
                 state.leader = Leader::Somebody;
                 drop(state);
-                let _ = self.lead(None); // it has no deadline
+                let _ = self.lead(None); // it waits for nothing of its own
                 state = self.state.lock();
             } else if state.stopped && state.leader == Leader::Nobody {
                 return;
@@ -460,6 +462,13 @@ impl<W: Work> Pending<W> {
 }
 
 impl<W: Work> State<W> {
+    /// Has a request wait for room.
+    fn park(&mut self, parked: Parked<W>) {
+        let level = parked.request.level;
+        let before = self.parked.iter().rposition(|other| other.request.level >= level);
+        self.parked.insert(before.map_or(0, |index| index + 1), parked);
+    }
+
     /// The place of a batch that has not started.
     fn find(&self, batch: &Arc<Batch<W>>) -> Option<usize> {
         self.pending.iter().position(|pending| Arc::ptr_eq(&pending.batch, batch))
