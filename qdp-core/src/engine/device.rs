@@ -13,6 +13,17 @@ pub enum Device {
     Cuda(u32),
 }
 
+impl Device {
+    /// Refuses an array that lies elsewhere.
+    pub(crate) fn check_holds(self, argument: &'static str, array_device: Self) -> Result<()> {
+        if array_device == self {
+            return Ok(());
+        }
+        let (expected, got) = (self.to_string(), array_device.to_string());
+        Err(Error::DeviceMismatch { argument, expected, got })
+    }
+}
+
 impl fmt::Display for Device {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {

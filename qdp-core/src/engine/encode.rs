@@ -6,12 +6,14 @@ use crate::cpu::memory::HostBuffer;
 use crate::cuda::{Encoded, PinnedBuffer, RawStream, Reading};
 use crate::element::Precision;
 use crate::encoding::EncodeSpec;
-use crate::error::{Error, Result};
+use crate::error::Result;
 use crate::gradient::Gradient;
-use crate::input::{Input, Output, OwnedInput};
+use crate::input::{Input, OwnedInput};
 use crate::interrupt::Interrupt;
+use crate::output::Output;
 use crate::pipeline::dispatch::{Dispatched, EncodeFuture};
 use crate::plan::EncodePlan;
+use crate::shape::check_shape;
 use crate::state::{StateBatch, Storage};
 use std::sync::Arc;
 
@@ -53,20 +55,8 @@ impl Engine {
         output: &Output<'_>,
     ) -> Result<Arc<EncodePlan>> {
         let plan = self.plan(input, spec, Some(output.precision()))?;
-        if (output.batch(), output.dim()) != (input.batch(), spec.dim()) {
-            return Err(Error::Shape {
-                argument: "out",
-                expected: format!("({}, {})", input.batch(), spec.dim()),
-                got: format!("({}, {})", output.batch(), output.dim()),
-            });
-        }
-        if output.device() != self.device() {
-            return Err(Error::DeviceMismatch {
-                argument: "out",
-                expected: self.device().to_string(),
-                got: output.device().to_string(),
-            });
-        }
+        check_shape("out", (output.batch(), output.dim()), (input.batch(), spec.dim()))?;
+        self.device().check_holds("out", output.device())?;
         Ok(plan)
     }
 
@@ -95,7 +85,7 @@ impl Engine {
         let plan = self.plan(input, spec, options.precision)?;
         match &self.shared.backend {
             Backend::Cpu => {
-                check_host(input)?;
+                Device::Cpu.check_holds("data", input.device())?;
                 let buffer = HostBuffer::new(plan.output_bytes(input.batch()))?;
                 // SAFETY: the buffer is new, large enough, initialised and aligned to 64 bytes.
                 let mut output = unsafe {
@@ -142,7 +132,7 @@ impl Engine {
         let plan = self.plan_into(input, spec, output)?;
         match &self.shared.backend {
             Backend::Cpu => {
-                check_host(input)?;
+                Device::Cpu.check_holds("data", input.device())?;
                 cpu::encode(spec, plan.form(), input, output, Interrupt::new(options))?;
                 Ok(Encoded::default())
             }
@@ -269,16 +259,4 @@ impl Engine {
             (StateBatch::new(Storage::Device(states), precision, qubits, batch), reading)
         }))
     }
-}
-
-/// Refuses input on a device.
-pub(super) fn check_host(input: &Input<'_>) -> Result<()> {
-    if input.device() == Device::Cpu {
-        return Ok(());
-    }
-    Err(Error::DeviceMismatch {
-        argument: "data",
-        expected: "cpu".to_owned(),
-        got: input.device().to_string(),
-    })
 }

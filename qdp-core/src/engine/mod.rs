@@ -172,7 +172,7 @@ impl Engine {
         match &self.shared.backend {
             Backend::Cuda(cuda) => cuda.estimate(&plan, &input),
             Backend::Cpu => {
-                encode::check_host(&input)?;
+                Device::Cpu.check_holds("data", device)?;
                 let memory = self.memory_info()?;
                 let estimate = Estimate::of_sizes(&plan, batch, memory.free + memory.reserved);
                 Ok(Estimate { direct: estimate.rounds > 0, ..estimate })
