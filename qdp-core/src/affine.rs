@@ -66,14 +66,7 @@ impl<'a> Vector<'a> {
                 got: format!("({},)", self.len),
             });
         }
-        if self.device != device {
-            return Err(Error::DeviceMismatch {
-                argument,
-                expected: device.to_string(),
-                got: self.device.to_string(),
-            });
-        }
-        Ok(())
+        device.check_holds(argument, self.device)
     }
 
     /// The values, which are on the host and of this type.

@@ -302,7 +302,11 @@ floating_elements! {
 
 /// Runs `$body` with `$T` bound to the floating type that `$dtype` names, or is `$otherwise`.
 macro_rules! with_floating {
-    ($dtype:expr, $T:ident => $body:expr, else $otherwise:expr) => {{
+    ($dtype:expr, $T:ident => $body:expr, else $otherwise:expr) => {
+        $crate::element::with_floating!($dtype, $T => $body; _ => $otherwise)
+    };
+    // With arms for the other types.
+    ($dtype:expr, $T:ident => $body:expr; $($others:tt)*) => {{
         use $crate::element::DType;
         match $dtype {
             DType::F16 => {
@@ -329,7 +333,7 @@ macro_rules! with_floating {
                 type $T = num_complex::Complex<f64>;
                 $body
             }
-            _ => $otherwise,
+            $($others)*
         }
     }};
 }
@@ -337,9 +341,8 @@ pub(crate) use with_floating;
 
 /// Runs `$body` with `$T` bound to the element type that `$dtype` names.
 macro_rules! with_element {
-    ($dtype:expr, $T:ident => $body:expr) => {{
-        use $crate::element::DType;
-        match $dtype {
+    ($dtype:expr, $T:ident => $body:expr) => {
+        $crate::element::with_floating!($dtype, $T => $body;
             DType::U8 => {
                 type $T = u8;
                 $body
@@ -372,32 +375,8 @@ macro_rules! with_element {
                 type $T = i64;
                 $body
             }
-            DType::F16 => {
-                type $T = half::f16;
-                $body
-            }
-            DType::BF16 => {
-                type $T = half::bf16;
-                $body
-            }
-            DType::F32 => {
-                type $T = f32;
-                $body
-            }
-            DType::F64 => {
-                type $T = f64;
-                $body
-            }
-            DType::C64 => {
-                type $T = num_complex::Complex<f32>;
-                $body
-            }
-            DType::C128 => {
-                type $T = num_complex::Complex<f64>;
-                $body
-            }
-        }
-    }};
+        )
+    };
 }
 pub(crate) use with_element;
 

@@ -4,7 +4,9 @@ use crate::element::{DType, Floating, Precision};
 use crate::encoding::{EncodeSpec, Encoding};
 use crate::engine::Device;
 use crate::error::{Error, Result};
-use crate::input::{Input, RowsMut};
+use crate::input::Input;
+use crate::output::RowsMut;
+use crate::shape::{check_shape, whole_rows};
 use std::marker::PhantomData;
 
 /// A batch of gradients to write: shape `(batch, features)`, the element type of the samples, rows
@@ -31,18 +33,12 @@ impl<'a> Gradient<'a> {
     ///
     /// [`Error::Shape`] if they are not a whole number of rows.
     pub fn rows<T: Floating>(values: &'a mut [T], features: usize) -> Result<Self> {
-        if features == 0 || !values.len().is_multiple_of(features) {
-            return Err(Error::Shape {
-                argument: "out",
-                expected: format!("a whole number of rows of {features} values"),
-                got: format!("{} values", values.len()),
-            });
-        }
+        let batch = whole_rows("out", values.len(), features, ("rows", "values"))?;
         Ok(Self {
             ptr: values.as_mut_ptr().cast(),
             dtype: T::DTYPE,
             device: Device::Cpu,
-            batch: values.len() / features,
+            batch,
             features,
             row_stride: features,
             data: PhantomData,
@@ -132,26 +128,13 @@ impl<'a> Gradient<'a> {
         if self.dtype != input.dtype() {
             return Err(dtype("out", input.dtype().name(), self.dtype));
         }
-        let text = |(rows, columns): (usize, usize)| format!("({rows}, {columns})");
-        let (samples, states) = ((input.batch(), input.features()), (input.batch(), spec.dim()));
-        for (argument, expected, got) in [
-            ("grad", states, (cotangent.batch(), cotangent.features())),
-            ("out", samples, (self.batch, self.features)),
-        ] {
-            if got != expected {
-                return Err(Error::Shape { argument, expected: text(expected), got: text(got) });
-            }
-        }
+        let samples = (input.batch(), input.features());
+        check_shape("grad", (cotangent.batch(), cotangent.features()), (samples.0, spec.dim()))?;
+        check_shape("out", (self.batch, self.features), samples)?;
         for (argument, got) in
             [("data", input.device()), ("grad", cotangent.device()), ("out", self.device)]
         {
-            if got != device {
-                return Err(Error::DeviceMismatch {
-                    argument,
-                    expected: device.to_string(),
-                    got: got.to_string(),
-                });
-            }
+            device.check_holds(argument, got)?;
         }
         Ok(cotangent.dtype().natural_precision())
     }

@@ -1,20 +1,15 @@
-//! `Batcher`: the native half of it, which encodes, and the asyncio loops that wait for it.
-//!
-//! The tasks of a loop that are ready together submit their requests together. The loop then encodes
-//! them itself, where nobody else does and it does not take long, so that they go over no other
-//! thread; its [`Inbox`] is called for that once, behind those tasks. Where another thread led the
-//! batch, it puts the results into the inbox, and has the loop call that where it was empty.
+//! `Batcher`: the native half of it, which encodes.
 
 use crate::call::Call;
 use crate::engine::Engine;
-use crate::errors::{Failure, Result};
+use crate::errors::Result;
+use crate::event_loop::{EventLoop, EventLoops};
 use crate::input::Data;
 use crate::interrupt::interrupt;
 use crate::options::{self, SpecArgs};
 use crate::state::StateBatch;
 use crate::turnstile;
 use parking_lot::Mutex;
-use pyo3::exceptions::PyKeyboardInterrupt;
 use pyo3::gc::{PyTraverseError, PyVisit};
 use pyo3::intern;
 use pyo3::prelude::*;
@@ -22,13 +17,8 @@ use pyo3::types::PyDict;
 use qdp_core::coalesce::batcher::{Listener, Request, RequestOptions};
 use qdp_core::{BatcherConfig, Device, EncodeSpec, Encoding, Error, Precision, WhenFull};
 use std::borrow::Cow;
-use std::collections::HashMap;
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Weak};
 use std::time::{Duration, Instant};
-
-/// Loops whose inboxes are kept for their next requests.
-const MAX_LOOPS: usize = 16;
 
 /// Those that are open: closed before the interpreter ends.
 static BATCHERS: Mutex<Vec<Weak<qdp_core::Batcher>>> = Mutex::new(Vec::new());
@@ -51,7 +41,7 @@ pub(crate) struct BatcherCore {
     precision: Option<Precision>,
     /// The arguments that the spec was made of, for requests that name some anew.
     defaults: Py<PyDict>,
-    loops: Mutex<Vec<Arc<EventLoop>>>,
+    loops: EventLoops,
 }
 
 /// What a request may name anew.
@@ -129,41 +119,6 @@ impl BatcherCore {
         let (engine, precision) = (self.batcher.engine(), self.precision);
         Call { engine, spec, precision, stream: None, validate_now: true }.encode_to(py, data, None)
     }
-
-    /// A running loop as a listener.
-    fn listener(&self, event_loop: &Bound<'_, PyAny>) -> PyResult<Arc<EventLoop>> {
-        let py = event_loop.py();
-        let known = {
-            let loops = self.loops.lock();
-            let own = loops.iter().find(|known| known.inbox().event_loop.is(event_loop));
-            if let Some(known) = own {
-                return Ok(Arc::clone(known));
-            }
-            loops.clone()
-        };
-        // Asked outside the lock, as the answer may be any code's.
-        let mut open = Vec::with_capacity(known.len() + 1);
-        for other in known {
-            let other_loop = other.inbox().event_loop.bind(py);
-            if !other_loop.call_method0(intern!(py, "is_closed"))?.is_truthy()? {
-                open.push(other);
-            }
-        }
-        let excess = (open.len() + 1).saturating_sub(MAX_LOOPS);
-        open.drain(..excess);
-        let inbox = Inbox {
-            event_loop: event_loop.clone().unbind(),
-            waiting: Mutex::default(),
-            done: Mutex::default(),
-            batcher: Arc::downgrade(&self.batcher),
-            leads: AtomicBool::new(false),
-        };
-        let listener = Arc::new(EventLoop(Py::new(py, inbox)?));
-        open.push(Arc::clone(&listener));
-        let before = std::mem::replace(&mut *self.loops.lock(), open);
-        drop(before);
-        Ok(listener)
-    }
 }
 
 /// The instant in so many seconds; `None` where that is never.
@@ -240,7 +195,7 @@ impl BatcherCore {
         open.retain(|other| other.strong_count() > 0);
         open.push(Arc::downgrade(&batcher));
         drop(open);
-        let (defaults, loops) = (defaults.unbind(), Mutex::default());
+        let (defaults, loops) = (defaults.unbind(), EventLoops::default());
         Ok(Self { batcher, spec, precision, defaults, loops })
     }
 
@@ -347,8 +302,8 @@ impl BatcherCore {
             future.call_method1(intern!(py, "set_result"), (state,))?;
             return Ok((future, None));
         }
-        let listener = self.listener(event_loop)?;
-        let token = listener.inbox().expect(&future);
+        let listener = self.loops.listener(event_loop, &self.batcher)?;
+        let token = listener.expect(&future);
         let mut input = Some(data.into_owned());
         let told: Arc<dyn Listener> = Arc::clone(&listener) as _;
         let request =
@@ -362,7 +317,7 @@ impl BatcherCore {
                 Ok((future, Some(BatcherRequest { request, listener, token })))
             }
             Err(error) => {
-                drop(listener.inbox().take(token));
+                listener.forget(token);
                 Err(error.into())
             }
         }
@@ -374,15 +329,11 @@ impl BatcherCore {
     }
 
     fn __traverse__(&self, visit: PyVisit<'_>) -> Result<(), PyTraverseError> {
-        // Where a request has a loop's inbox, too, it is no garbage; nor is what somebody is at.
-        let Some(loops) = self.loops.try_lock() else { return Ok(()) };
-        let own = loops.iter().filter(|known| Arc::strong_count(known) == 1);
-        own.map(|known| &known.0).try_for_each(|inbox| visit.call(inbox))
+        self.loops.traverse(&visit)
     }
 
     fn __clear__(&self) {
-        let loops = std::mem::take(&mut *self.loops.lock());
-        drop(loops); // not under the lock
+        self.loops.clear();
     }
 
     /// What the batcher has done, by name.
@@ -435,169 +386,8 @@ impl BatcherRequest {
     fn cancel(&self, py: Python<'_>) -> bool {
         let cancelled = py.detach(|| self.request.cancel());
         if cancelled {
-            drop(self.listener.inbox().take(self.token));
+            self.listener.forget(self.token);
         }
         cancelled
-    }
-}
-
-/// Futures of a loop's tasks, by token, and the results that are on their way to them. The loop
-/// calls it to set those futures whose results are there.
-#[pyclass(frozen, module = "qdp")]
-struct Inbox {
-    event_loop: Py<PyAny>,
-    waiting: Mutex<Waiting>,
-    done: Mutex<Done>,
-    batcher: Weak<qdp_core::Batcher>,
-    /// The loop is on its way to encode what waits.
-    leads: AtomicBool,
-}
-
-#[derive(Default)]
-struct Done {
-    results: Vec<(u64, qdp_core::Result<qdp_core::StateBatch>)>,
-    /// The loop is on its way to them.
-    called: bool,
-}
-
-#[derive(Default)]
-struct Waiting {
-    futures: HashMap<u64, Py<PyAny>>,
-    next: u64,
-}
-
-impl Inbox {
-    fn expect(&self, future: &Bound<'_, PyAny>) -> u64 {
-        let mut waiting = self.waiting.lock();
-        let token = waiting.next;
-        waiting.next += 1;
-        waiting.futures.insert(token, future.clone().unbind());
-        token
-    }
-
-    fn take(&self, token: u64) -> Option<Py<PyAny>> {
-        self.waiting.lock().futures.remove(&token)
-    }
-}
-
-#[pymethods]
-impl Inbox {
-    fn __traverse__(&self, visit: PyVisit<'_>) -> Result<(), PyTraverseError> {
-        let Some(waiting) = self.waiting.try_lock() else { return Ok(()) };
-        visit.call(&self.event_loop)?;
-        waiting.futures.values().try_for_each(|future| visit.call(future))
-    }
-
-    fn __call__(&self, py: Python<'_>) -> PyResult<()> {
-        if self.leads.swap(false, Ordering::Relaxed)
-            && let Some(batcher) = self.batcher.upgrade()
-        {
-            self.done.lock().called = true;
-            py.detach(|| {
-                batcher.lead();
-                drop(batcher); // it may be the last one to have it: without the GIL, too
-            });
-        }
-        let done = std::mem::take(&mut *self.done.lock());
-        // What a signal's handler raises in between is for the loop, once all are told.
-        let mut raised = Ok(());
-        for (token, result) in done.results {
-            let Some(future) = self.take(token) else { continue };
-            raised = raised.and(tell(future.bind(py), result));
-        }
-        raised
-    }
-}
-
-/// Sets a future, unless it was cancelled.
-fn tell(future: &Bound<'_, PyAny>, result: qdp_core::Result<qdp_core::StateBatch>) -> PyResult<()> {
-    let py = future.py();
-    let (set, value) = match result {
-        Ok(state) => {
-            let state = StateBatch::new(state, false);
-            (intern!(py, "set_result"), Bound::new(py, state)?.into_any())
-        }
-        Err(error) => {
-            let error = PyErr::from(Failure::Core(error)).into_value(py);
-            (intern!(py, "set_exception"), error.into_bound(py).into_any())
-        }
-    };
-    let attempt = || {
-        if !future.call_method0(intern!(py, "done"))?.is_truthy()? {
-            future.call_method1(set, (&value,))?;
-        }
-        Ok(())
-    };
-    // Where a signal's handler raised, it may have been before the future was set.
-    attempt().or_else(|raised| attempt().and(Err(raised)))
-}
-
-/// A loop as the listener of its requests.
-struct EventLoop(Py<Inbox>);
-
-impl EventLoop {
-    fn inbox(&self) -> &Inbox {
-        self.0.get()
-    }
-}
-
-impl Listener for EventLoop {
-    fn deliver(&self, results: Vec<(u64, qdp_core::Result<qdp_core::StateBatch>)>) {
-        let called = {
-            let mut done = self.inbox().done.lock();
-            done.results.extend(results);
-            std::mem::replace(&mut done.called, true)
-        };
-        if !called {
-            let _ = Python::try_attach(|py| self.wake(py));
-        }
-    }
-
-    fn leads(&self) -> bool {
-        true
-    }
-}
-
-impl EventLoop {
-    /// Has the running loop encode what waits, once the tasks that are ready have run.
-    fn lead_later(&self, py: Python<'_>, batcher: &qdp_core::Batcher) -> PyResult<()> {
-        if !self.inbox().leads.swap(true, Ordering::Relaxed) {
-            let event_loop = self.inbox().event_loop.bind(py);
-            if let Err(raised) = event_loop.call_method1(intern!(py, "call_soon"), (&self.0,)) {
-                // By a signal's handler, so nobody is on the way.
-                self.inbox().leads.store(false, Ordering::Relaxed);
-                py.detach(|| batcher.lead());
-                return Err(raised);
-            }
-        }
-        Ok(())
-    }
-
-    fn wake(&self, py: Python<'_>) {
-        let event_loop = self.inbox().event_loop.bind(py);
-        let name = intern!(py, "call_soon_threadsafe");
-        let mut raised = None;
-        while let Err(error) = event_loop.call_method1(name, (&self.0,)) {
-            let closed = event_loop.call_method0(intern!(py, "is_closed"));
-            let closed = closed.and_then(|closed| closed.is_truthy());
-            if raised.is_some() || closed.unwrap_or(true) {
-                // Nobody is left to wait.
-                let done = std::mem::take(&mut *self.inbox().done.lock());
-                for (token, _) in done.results {
-                    drop(self.inbox().take(token));
-                }
-                break;
-            }
-            // A signal's handler raised on this thread, which is not about the loop.
-            raised = Some(error);
-        }
-        match raised {
-            Some(error) if error.is_instance_of::<PyKeyboardInterrupt>(py) => {
-                // SAFETY: it notes a signal, and the interpreter is attached.
-                unsafe { pyo3::ffi::PyErr_SetInterrupt() };
-            }
-            Some(error) => error.write_unraisable(py, Some(event_loop)),
-            None => {}
-        }
     }
 }

@@ -2,10 +2,9 @@
 //!
 //! Only glue: what an argument means (`options`, `pipeline`), where an array's values lie (`input`,
 //! `output`, `layout`, `arrow`, `exchange`), how states leave (`state`, `dlpack`, `future`), what
-//! torch differentiates (`gradient`), who shares
-//! batches (`batcher`), what a
-//! signal does (`interrupt`) and which exception a failure is (`errors`). Everything that computes
-//! or waits is the core's, and runs without the GIL.
+//! torch differentiates (`gradient`), who shares batches (`batcher`, `event_loop`), what a signal
+//! does (`interrupt`) and which exception a failure is (`errors`). Everything that computes or waits
+//! is the core's, and runs without the GIL.
 
 mod affine;
 mod arrow;
@@ -15,6 +14,7 @@ mod coalesce;
 mod dlpack;
 mod engine;
 mod errors;
+mod event_loop;
 mod exchange;
 mod future;
 mod gradient;

@@ -15,100 +15,126 @@ use pyo3::sync::PyOnceLock;
 use pyo3::types::PyDict;
 use qdp_core::{Device, EncodeSpec, Encoding, Error, Precision};
 
-/// Encode a tensor and return a tensor on the same device.
-///
-/// `x` has shape `(features,)` or `(batch, features)`; the result has shape
-/// `(batch, 2**num_qubits)` and dtype complex64 or complex128. A CUDA tensor is encoded on torch's
-/// current stream as one more kernel: nothing waits, and the call is legal inside
-/// `torch.cuda.graph` capture. The result is `out`, or new; on CUDA it is made by torch's own
-/// allocator.
-///
-/// The result is differentiable where `x` requires a gradient, and the function may be compiled,
-/// traced and transformed by `torch.func`: it is then the operator `torch.ops.qdp.encode`.
-///
-/// With `weight` or `bias`, one value per feature of a real floating dtype on the device of `x`, the
-/// features `weight * x + bias` are encoded: mapped in double by the encode itself, but for
-/// "amplitude" by torch's operations first, as its map is as large as the state. Both are
-/// differentiable. "basis" takes none.
-///
-/// See `qdp.Engine.encode` for the other arguments.
+/// The arguments of `encode` beside its samples, as Python values.
+struct EncodeArgs<'a, 'py> {
+    spec: SpecArgs<'a, 'py>,
+    precision: Option<&'a str>,
+    validate: &'a str,
+    affine: AffineArgs<'a, 'py>,
+    out: Option<&'a Bound<'py, PyAny>>,
+}
+
+/// What the arguments ask for, as the core's types.
+struct Parsed {
+    spec: EncodeSpec,
+    precision: Option<Precision>,
+    validate_now: bool,
+}
+
+impl EncodeArgs<'_, '_> {
+    fn parse(&self) -> Result<Parsed> {
+        Ok(Parsed {
+            spec: self.spec.parse()?,
+            precision: self.precision.map(options::precision).transpose()?,
+            validate_now: options::validate_now(self.validate)?,
+        })
+    }
+}
+
+/// A function of Python's with the arguments of `encode`.
 // Native without a Python function around it, which would cost a small call a thirtieth.
-#[pyfunction(name = "encode")]
-#[pyo3(signature = (
-    x, num_qubits, encoding="amplitude", *, rotation=None, reps=None, entanglement=None,
-    convention="qdp", precision=None, validate="deferred", weight=None, bias=None, out=None,
-))]
-#[allow(clippy::too_many_arguments)] // one per keyword of the public function
-pub(crate) fn encode_tensor<'py>(
+macro_rules! encode_function {
+    ($(#[$attribute:meta])* $name:ident as $python_name:literal => $run:ident) => {
+        $(#[$attribute])*
+        #[pyfunction(name = $python_name)]
+        #[pyo3(signature = (
+            x, num_qubits, encoding="amplitude", *, rotation=None, reps=None, entanglement=None,
+            convention="qdp", precision=None, validate="deferred", weight=None, bias=None, out=None,
+        ))]
+        #[allow(clippy::too_many_arguments)] // one per keyword of the public function
+        pub(crate) fn $name<'py>(
+            x: &Bound<'py, PyAny>,
+            num_qubits: &Bound<'py, PyAny>,
+            encoding: &str,
+            rotation: Option<&str>,
+            reps: Option<&Bound<'py, PyAny>>,
+            entanglement: Option<&Bound<'py, PyAny>>,
+            convention: &str,
+            precision: Option<&str>,
+            validate: &str,
+            weight: Option<&Bound<'py, PyAny>>,
+            bias: Option<&Bound<'py, PyAny>>,
+            out: Option<&Bound<'py, PyAny>>,
+        ) -> Result<Bound<'py, PyAny>> {
+            let spec =
+                SpecArgs { num_qubits, encoding, rotation, reps, entanglement, convention };
+            let affine = AffineArgs { weight, bias };
+            $run(x, &EncodeArgs { spec, precision, validate, affine, out })
+        }
+    };
+}
+
+encode_function! {
+    /// Encode a tensor and return a tensor on the same device.
+    ///
+    /// `x` has shape `(features,)` or `(batch, features)`; the result has shape
+    /// `(batch, 2**num_qubits)` and dtype complex64 or complex128. A CUDA tensor is encoded on
+    /// torch's current stream as one more kernel: nothing waits, and the call is legal inside
+    /// `torch.cuda.graph` capture. The result is `out`, or new; on CUDA it is made by torch's own
+    /// allocator.
+    ///
+    /// The result is differentiable where `x` requires a gradient, and the function may be
+    /// compiled, traced and transformed by `torch.func`: it is then the operator
+    /// `torch.ops.qdp.encode`.
+    ///
+    /// With `weight` or `bias`, one value per feature of a real floating dtype on the device of
+    /// `x`, the features `weight * x + bias` are encoded: mapped in double by the encode itself,
+    /// but for "amplitude" by torch's operations first, as its map is as large as the state. Both
+    /// are differentiable. "basis" takes none.
+    ///
+    /// See `qdp.Engine.encode` for the other arguments.
+    encode_tensor as "encode" => encode_or_trace
+}
+
+encode_function! {
+    /// `encode` without its operator: what the operator runs on a tensor that has values.
+    encode_tensor_values as "encode_values" => encode_as_it_is
+}
+
+fn encode_or_trace<'py>(
     x: &Bound<'py, PyAny>,
-    num_qubits: &Bound<'py, PyAny>,
-    encoding: &str,
-    rotation: Option<&str>,
-    reps: Option<&Bound<'py, PyAny>>,
-    entanglement: Option<&Bound<'py, PyAny>>,
-    convention: &str,
-    precision: Option<&str>,
-    validate: &str,
-    weight: Option<&Bound<'py, PyAny>>,
-    bias: Option<&Bound<'py, PyAny>>,
-    out: Option<&Bound<'py, PyAny>>,
+    args: &EncodeArgs<'_, 'py>,
 ) -> Result<Bound<'py, PyAny>> {
-    let args = SpecArgs { num_qubits, encoding, rotation, reps, entanglement, convention };
-    let spec = args.parse()?;
-    let forced = precision.map(options::precision).transpose()?;
-    let validate_now = options::validate_now(validate)?;
-    let affine = AffineArgs { weight, bias };
+    let parsed = args.parse()?;
     // A map as large as the state is torch's to compute.
-    let torchs = *spec.encoding() == Encoding::Amplitude && !affine.is_none();
+    let torchs = *parsed.spec.encoding() == Encoding::Amplitude && !args.affine.is_none();
     if !torchs && let Borrowed::Values(data) = borrow(x)? {
-        let map = match affine.borrow()? {
+        let map = match args.affine.borrow()? {
             BorrowedMap::None => Some(None),
             BorrowedMap::Values(map) => Some(Some(map)),
             BorrowedMap::Traced => None,
         };
         if let Some(map) = map {
-            return encode_values(&spec, forced, validate_now, data, map, x, out);
+            return encode_values(&parsed, data, map, x, args.out);
         }
     }
-    let arguments = args.to_dict(x.py())?;
-    affine.add_to(&arguments)?;
-    operator(x, &arguments, precision, validate, out)
+    let arguments = args.spec.to_dict(x.py())?;
+    args.affine.add_to(&arguments)?;
+    operator(x, &arguments, args.precision, args.validate, args.out)
 }
 
-/// `encode` without its operator: what the operator runs on a tensor that has values.
-#[pyfunction(name = "encode_values")]
-#[pyo3(signature = (
-    x, num_qubits, encoding="amplitude", *, rotation=None, reps=None, entanglement=None,
-    convention="qdp", precision=None, validate="deferred", weight=None, bias=None, out=None,
-))]
-#[allow(clippy::too_many_arguments)] // one per keyword of the public function
-pub(crate) fn encode_tensor_values<'py>(
+fn encode_as_it_is<'py>(
     x: &Bound<'py, PyAny>,
-    num_qubits: &Bound<'py, PyAny>,
-    encoding: &str,
-    rotation: Option<&str>,
-    reps: Option<&Bound<'py, PyAny>>,
-    entanglement: Option<&Bound<'py, PyAny>>,
-    convention: &str,
-    precision: Option<&str>,
-    validate: &str,
-    weight: Option<&Bound<'py, PyAny>>,
-    bias: Option<&Bound<'py, PyAny>>,
-    out: Option<&Bound<'py, PyAny>>,
+    args: &EncodeArgs<'_, 'py>,
 ) -> Result<Bound<'py, PyAny>> {
-    let spec =
-        SpecArgs { num_qubits, encoding, rotation, reps, entanglement, convention }.parse()?;
-    let precision = precision.map(options::precision).transpose()?;
-    let validate_now = options::validate_now(validate)?;
+    let parsed = args.parse()?;
     let data = torch_table(x)?.map(|table| Data::from_table(table, x)).transpose()?.flatten();
-    let map = AffineArgs { weight, bias }.values()?;
-    encode_values(&spec, precision, validate_now, data, map, x, out)
+    let map = args.affine.values()?;
+    encode_values(&parsed, data, map, x, args.out)
 }
 
 fn encode_values<'py>(
-    spec: &EncodeSpec,
-    precision: Option<Precision>,
-    validate_now: bool,
+    parsed: &Parsed,
     borrowed: Option<Data<'py>>,
     map: Option<Box<Map<'py>>>,
     x: &Bound<'py, PyAny>,
@@ -129,6 +155,7 @@ fn encode_values<'py>(
         None => layout::device_of_dlpack("data", device_of(x)?)?,
     };
     let engine = shared(device)?;
+    let Parsed { ref spec, precision, validate_now } = *parsed;
     encode(&Call { engine, spec, precision, stream: None, validate_now }, borrowed, x, out)
 }
 

@@ -180,13 +180,15 @@ class TestImport:
         assert run_python(code, CUDA_VISIBLE_DEVICES="").split()[-1] == "cpu"
 
     def test_exit_with_live_objects(self) -> None:
-        run_python(
+        printed = run_python(
             "import qdp, numpy as np\n"
             "engine = qdp.Engine()\n"
             "state = engine.encode(np.ones((4, 8)), 3)\n"
             "view, capsule, plan = state[1:], state.__dlpack__(), engine.plan(3)\n"
             "qdp.cycle = [state, capsule, view]; qdp.cycle.append(qdp.cycle)\n"
+            "print(len(state), len(view), plan.num_qubits)\n"
         )
+        assert printed.split() == ["4", "3", "3"]
 
     def test_device_info(self) -> None:
         info = qdp.device_info()

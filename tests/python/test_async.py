@@ -309,7 +309,7 @@ class TestProcess:
         assert printed.split() == ["True", "closed"]
 
     def test_exit_while_daemons_encode(self, device: str) -> None:
-        run_python(
+        printed = run_python(
             "import threading, numpy as np, qdp\n"
             f"engine = qdp.Engine({device!r})\n"
             "started = threading.Event()\n"
@@ -322,7 +322,9 @@ class TestProcess:
             "    threading.Thread(target=work, daemon=True).start()\n"
             "threading.excepthook = lambda _: None\n"
             "started.wait()\n"
+            "print(sum(thread.daemon for thread in threading.enumerate()))\n"
         )
+        assert printed.split() == ["4"]
 
     def test_a_forked_child_encodes(self) -> None:
         script = (

@@ -65,7 +65,7 @@ mod sync {
 use loom::cell::UnsafeCell;
 use loom::sync::Arc;
 use loom::thread;
-use protocol::{Called, Failure, Finished, Limits, Outcome, Protocol, Request, Work};
+use protocol::{Called, Failure, Finished, Limits, Outcome, Protocol, Request, Ticket, Work};
 use std::ops::Range;
 use std::time::Duration;
 
@@ -195,6 +195,26 @@ fn worker(protocol: &Arc<Protocol<Copy>>) -> thread::JoinHandle<()> {
     thread::spawn(move || protocol.work())
 }
 
+/// Queues a value for its listener, which goes by the value; who `promises` is told whether to lead.
+fn submit(
+    protocol: &Protocol<Copy>,
+    own: usize,
+    promises: bool,
+) -> Result<(Arc<Ticket<Copy>>, bool), Failure<&'static str>> {
+    let write = |own: &usize, buffer: &std::sync::Arc<Rows>, rows| write(buffer, rows, *own);
+    protocol.submit(request(0), Some(own), promises, own, write, |own| own)
+}
+
+/// Closes the protocol and lets its worker go: what was delivered, in the order of the values.
+fn end(protocol: &Protocol<Copy>, worker: thread::JoinHandle<()>) -> Vec<(usize, Option<usize>)> {
+    protocol.close(true);
+    protocol.stop();
+    worker.join().unwrap();
+    let mut delivered = protocol.work.delivered.lock().unwrap().clone();
+    delivered.sort_unstable();
+    delivered
+}
+
 /// Runs `test` in all orders with up to so many preemptions.
 fn model(preemptions: usize, test: impl Fn() + Sync + Send + 'static) {
     let mut builder = loom::model::Builder::new();
@@ -279,18 +299,10 @@ fn what_is_submitted_is_delivered_once() {
         let worker = worker(&protocol);
         let other = caller(&protocol, 0, 1);
         for own in [5, 6] {
-            let write =
-                |own: &usize, buffer: &std::sync::Arc<Rows>, rows| write(buffer, rows, *own);
-            let ticket = protocol.submit(request(0), Some(own), false, own, write, |own| own);
-            assert!(ticket.is_ok());
+            assert!(submit(&protocol, own, false).is_ok());
         }
         assert_eq!(other.join().unwrap(), Ok(1));
-        protocol.close(true);
-        protocol.stop();
-        worker.join().unwrap();
-        let mut delivered = protocol.work.delivered.lock().unwrap().clone();
-        delivered.sort_unstable();
-        assert_eq!(delivered, [(5, Some(5)), (6, Some(6))]);
+        assert_eq!(end(&protocol, worker), [(5, Some(5)), (6, Some(6))]);
         assert_at_rest(&protocol);
     });
 }
@@ -304,21 +316,13 @@ fn a_promise_is_kept_by_somebody() {
         let other = caller(&protocol, 0, 1);
         let mut leads = false;
         for own in [5, 6] {
-            let write =
-                |own: &usize, buffer: &std::sync::Arc<Rows>, rows| write(buffer, rows, *own);
-            let ticket = protocol.submit(request(0), Some(own), true, own, write, |own| own);
-            leads |= ticket.is_ok_and(|(_, leads)| leads);
+            leads |= submit(&protocol, own, true).is_ok_and(|(_, leads)| leads);
         }
         if leads {
             protocol.lead_promised();
         }
         assert_eq!(other.join().unwrap(), Ok(1));
-        protocol.close(true);
-        protocol.stop();
-        worker.join().unwrap();
-        let mut delivered = protocol.work.delivered.lock().unwrap().clone();
-        delivered.sort_unstable();
-        assert_eq!(delivered, [(5, Some(5)), (6, Some(6))]);
+        assert_eq!(end(&protocol, worker), [(5, Some(5)), (6, Some(6))]);
         assert_at_rest(&protocol);
     });
 }
@@ -329,16 +333,11 @@ fn a_broken_promise_is_made_good() {
     model(3, || {
         let protocol = protocol(8, false);
         let worker = worker(&protocol);
-        let write = |own: &usize, buffer: &std::sync::Arc<Rows>, rows| write(buffer, rows, *own);
-        let ticket = protocol.submit(request(0), Some(5), true, 5, write, |own| own);
-        assert!(ticket.is_ok_and(|(_, leads)| leads));
+        assert!(submit(&protocol, 5, true).is_ok_and(|(_, leads)| leads));
         let other = caller(&protocol, 1, 1);
         assert_eq!(call(&protocol, 0, 3), Ok(3));
         assert_eq!(other.join().unwrap(), Ok(1));
-        protocol.close(true);
-        protocol.stop();
-        worker.join().unwrap();
-        assert_eq!(*protocol.work.delivered.lock().unwrap(), [(5, Some(5))]);
+        assert_eq!(end(&protocol, worker), [(5, Some(5))]);
         assert_at_rest(&protocol);
     });
 }
@@ -349,14 +348,9 @@ fn a_promise_is_not_waited_for_by_who_made_it() {
     model(3, || {
         let protocol = protocol(1, false);
         let worker = worker(&protocol);
-        let write = |own: &usize, buffer: &std::sync::Arc<Rows>, rows| write(buffer, rows, *own);
-        let ticket = protocol.submit(request(0), Some(5), true, 5, write, |own| own);
-        assert!(ticket.is_ok_and(|(_, leads)| leads));
+        assert!(submit(&protocol, 5, true).is_ok_and(|(_, leads)| leads));
         assert_eq!(call(&protocol, 0, 3), Ok(3));
-        protocol.close(true);
-        protocol.stop();
-        worker.join().unwrap();
-        assert_eq!(*protocol.work.delivered.lock().unwrap(), [(5, Some(5))]);
+        assert_eq!(end(&protocol, worker), [(5, Some(5))]);
         assert_at_rest(&protocol);
     });
 }
@@ -369,16 +363,9 @@ fn what_is_parked_is_delivered_once() {
         let worker = worker(&protocol);
         let mut ends = Vec::new();
         for own in [5, 6, BAD] {
-            let write =
-                |own: &usize, buffer: &std::sync::Arc<Rows>, rows| write(buffer, rows, *own);
-            let ticket = protocol.submit(request(0), Some(own), false, own, write, |own| own);
-            ends.push(ticket.map(|(ticket, _)| ticket.wait()));
+            ends.push(submit(&protocol, own, false).map(|(ticket, _)| ticket.wait()));
         }
-        protocol.close(true);
-        protocol.stop();
-        worker.join().unwrap();
-        let mut delivered = protocol.work.delivered.lock().unwrap().clone();
-        delivered.sort_unstable();
+        let delivered = end(&protocol, worker);
         let mut expected = vec![(5, Some(5)), (6, Some(6))];
         match ends.pop() {
             // It was said at the call, or else to its listener.
@@ -399,22 +386,13 @@ fn a_request_is_cancelled_or_delivered() {
             let protocol = protocol(queue, false);
             let worker = worker(&protocol);
             let mut cancelled = Vec::new();
-            let submit = |own: usize| {
-                let write =
-                    |own: &usize, buffer: &std::sync::Arc<Rows>, rows| write(buffer, rows, *own);
-                protocol.submit(request(0), Some(own), false, own, write, |own| own)
-            };
-            let tickets = [5, 6].map(submit);
+            let tickets = [5, 6].map(|own| submit(&protocol, own, false));
             for ticket in &tickets {
                 let Ok((ticket, _)) = ticket else { panic!("it was not taken") };
                 cancelled.push(protocol.cancel(ticket));
                 assert!(!protocol.cancel(ticket), "cancelled twice");
             }
-            protocol.close(true);
-            protocol.stop();
-            worker.join().unwrap();
-            let mut delivered = protocol.work.delivered.lock().unwrap().clone();
-            delivered.sort_unstable();
+            let delivered = end(&protocol, worker);
             let own = [5, 6].into_iter().zip(cancelled);
             let expected: Vec<_> =
                 own.filter(|(_, cancelled)| !cancelled).map(|(own, _)| (own, Some(own))).collect();

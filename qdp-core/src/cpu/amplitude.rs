@@ -185,7 +185,7 @@ fn square<T: Element>(x: T) -> f64 {
 mod tests {
     use super::*;
     use crate::engine::Device;
-    use crate::input::Output;
+    use crate::output::Output;
 
     fn states<T: Element>(
         values: &[T],

@@ -16,8 +16,9 @@ use super::{
 use crate::encoding::Form;
 use crate::engine::{Device, EncodeOptions, MemoryInfo};
 use crate::error::{Error, Result, Unavailable};
-use crate::input::{Input, Output};
+use crate::input::Input;
 use crate::interrupt::Interrupt;
+use crate::output::Output;
 use crate::pipeline::config::PipelineConfig;
 use crate::pipeline::stats::Counters;
 use crate::plan::EncodePlan;

@@ -63,32 +63,18 @@ impl CudaBackend {
 
     /// What encoding `input` will need and do; its values are not looked at.
     pub(crate) fn estimate(&self, plan: &EncodePlan, input: &Input<'_>) -> Result<Estimate> {
-        let output = plan.output_bytes(input.batch());
         let memory = self.memory_info()?;
         let free = memory.free + memory.reserved.saturating_sub(memory.used);
-        let values = input.batch() as u128 * input.features() as u128;
-        let bytes = |count: u128| u64::try_from(count).unwrap_or(u64::MAX);
-        let mut estimate = Estimate {
-            input_bytes: bytes(values * input.dtype().size() as u128),
-            output_bytes: bytes(output),
-            copied_bytes: 0,
-            workspace_bytes: 0,
-            slot_bytes: 0,
-            slots: 0,
-            rounds: u64::from(input.batch() > 0),
-            chunks: 0,
-            direct: false,
-            free_bytes: free,
-            fits: output <= u128::from(free),
-        };
+        let mut estimate = Estimate::of_sizes(plan, input.batch(), free);
         let host = input.device() == Device::Cpu;
         let size = link_dtype(plan).size();
         if host {
-            estimate.copied_bytes = bytes(values * size as u128);
+            let values = input.batch() as u128 * input.features() as u128;
+            estimate.copied_bytes = u64::try_from(values * size as u128).unwrap_or(u64::MAX);
         }
         if !estimate.fits {
             // It is refused before it is planned, and the plan might not fit, either.
-            return Ok(Estimate { rounds: 0, ..estimate });
+            return Ok(estimate);
         }
         let workspace = |input: &Input<'_>| {
             let record = (0, 0, 0);

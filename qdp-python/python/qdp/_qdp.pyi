@@ -561,21 +561,9 @@ def encode(
     See :meth:`qdp.Engine.encode` for the other arguments.
     """
 
-def encode_values(
-    x: Tensor,
-    num_qubits: int,
-    encoding: str = "amplitude",
-    *,
-    rotation: Literal["x", "y", "z"] | None = None,
-    reps: int | None = None,
-    entanglement: Entanglement | None = None,
-    convention: Convention = "qdp",
-    precision: Precision | None = None,
-    validate: Literal["deferred", "now"] = "deferred",
-    weight: Tensor | None = None,
-    bias: Tensor | None = None,
-    out: Tensor | None = None,
-) -> Any: ...
+#: :func:`encode` without its operator: what the operator runs on a tensor that has values.
+encode_values = encode
+
 def encode_backward(
     grad: Tensor,
     x: Tensor,

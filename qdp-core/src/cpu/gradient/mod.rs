@@ -19,8 +19,9 @@ use crate::element::{Element, Floating, Real, with_floating};
 use crate::encoding::{EncodeSpec, Form};
 use crate::error::Result;
 use crate::gradient::{Gradient, no_gradient_by, no_gradient_of};
-use crate::input::{Input, Row, RowsMut};
+use crate::input::{Input, Row};
 use crate::interrupt::Interrupt;
+use crate::output::RowsMut;
 use num_complex::Complex;
 
 /// Parts of a larger state at most, whose sums are added up one after another.
