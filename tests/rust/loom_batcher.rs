@@ -432,7 +432,9 @@ fn a_panic_hands_leadership_over() {
         let bad = thread::spawn(move || {
             let alone = || std::panic::resume_unwind(Box::new(()));
             let called = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| {
-                own.call::<()>(request(0), alone, |_, _| std::panic::resume_unwind(Box::new(())))
+                own.call::<()>(request(0), None, alone, |_, _| {
+                    std::panic::resume_unwind(Box::new(()))
+                })
             }));
             assert!(called.is_err());
         });

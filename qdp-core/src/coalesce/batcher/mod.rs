@@ -129,8 +129,9 @@ impl Batcher {
             queue: config.queue,
             refuse: config.when_full == WhenFull::Refuse,
         };
-        // Those that look leave a processor each to who leads and to who prepares a request.
-        let looking = Engine::num_threads().saturating_sub(2);
+        // The other half is for who leads and who prepares requests, in Python also for those who
+        // look for its lock.
+        let looking = (Engine::num_threads() / 2).saturating_sub(1);
         let work = BatchWork::new(engine.clone(), config.clone());
         Ok(Self {
             protocol: Arc::new(Protocol::new(work, limits, looking)),
@@ -219,7 +220,7 @@ impl Batcher {
                 interrupt()
             }
         });
-        let ask = ask.as_ref().map(|ask| ask as protocol::Ask<'_, Error>);
+        let ask = ask.as_ref().map(|ask| ask as &dyn Fn() -> Result<()>);
         let called = self.protocol.call(request, ask, alone, |buffer, rows| {
             BatchWork::write_input(&key, buffer, &rows, input)
         });

@@ -30,7 +30,6 @@ use std::ops::Range;
 use std::time::{Duration, Instant};
 
 pub(crate) use arrive::{Called, Request};
-pub(crate) use patience::Ask;
 pub(crate) use ticket::Ticket;
 
 /// What batches are made of and done with.
