@@ -111,7 +111,7 @@ class TestReplay:
         graph = engine.capture(3, "angle", 2)
         assert (graph.num_features, graph.dtype, graph.device) == (3, "float64", engine.device)
         assert 'encodings=["angle"], sizes=[2], dtype=float64, num_features=3' in repr(graph)
-        assert graph.slots == (0 if engine.device == "cpu" else 2)
+        assert graph.slots == (0 if engine.device == "cpu" else 4)
         graph.trim()
         assert graph.replay(np.zeros((2, 3))).shape == (2, 8)
 
@@ -129,7 +129,7 @@ class TestWhatItReturnsNeverChanges:
         assert graph.slots == (0 if engine.device == "cpu" else 7)
         del states[2:], state
         graph.trim()
-        assert graph.slots == (0 if engine.device == "cpu" else 2)
+        assert graph.slots == (0 if engine.device == "cpu" else 4)
         np.testing.assert_array_equal(views[1], states[1].numpy())
 
     def test_slices_hold_their_batch(self, engine: qdp.Engine) -> None:
@@ -360,4 +360,4 @@ class TestThreads:
         with ThreadPoolExecutor(6) as pool:
             list(pool.map(work, range(6)))
         graph.trim()
-        assert graph.slots <= 2
+        assert graph.slots <= 4

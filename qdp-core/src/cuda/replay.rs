@@ -30,6 +30,11 @@ use std::sync::Arc;
 
 /// Slots that a graph keeps: one in use while the next is prepared.
 const SLOTS: usize = 2;
+/// Slots that a graph of small batches keeps. From the launch to the event such a replay takes
+/// several times as long as enqueueing it does, and with two slots every call would wait.
+const SMALL_SLOTS: usize = 4;
+/// The most bytes of input and states of a batch that is small.
+const SMALL_BYTES: u128 = 4 << 20;
 
 /// What a replay has made, on its way.
 pub(crate) struct Replayed {
@@ -43,6 +48,8 @@ pub(crate) struct Replayed {
 pub(crate) struct Replayer {
     /// The one longest unused in front.
     slots: Mutex<VecDeque<Slot>>,
+    /// Slots that stay when memory is given back.
+    kept: usize,
     layout: Arc<Layout>,
     backend: Arc<CudaBackend>,
 }
@@ -50,8 +57,11 @@ pub(crate) struct Replayer {
 impl Replayer {
     /// Takes memory and captures the graphs for host input.
     pub(crate) fn capture(backend: &Arc<CudaBackend>, layout: &Arc<Layout>) -> Result<Self> {
+        let states = layout.plans.iter().map(|plan| plan.output_bytes(layout.largest()));
+        let bytes = layout.bytes(layout.largest()) as u128 + states.sum::<u128>();
+        let kept = if bytes <= SMALL_BYTES { SMALL_SLOTS } else { SLOTS };
         let mut slots = VecDeque::new();
-        for _ in 0..SLOTS {
+        for _ in 0..kept {
             let mut slot = Slot::new(backend, layout);
             let stream = Arc::clone(&slot.memory()?.stream);
             for place in 0..layout.sizes.len() {
@@ -60,7 +70,7 @@ impl Replayer {
             slots.push_back(slot);
         }
         let (layout, backend) = (Arc::clone(layout), Arc::clone(backend));
-        Ok(Self { slots: Mutex::new(slots), layout, backend })
+        Ok(Self { slots: Mutex::new(slots), kept, layout, backend })
     }
 
     pub(crate) fn slots(&self) -> usize {
@@ -73,7 +83,7 @@ impl Replayer {
         let mut kept = 0;
         slots.retain_mut(|slot| {
             kept += 1;
-            kept <= SLOTS || !slot.is_free()
+            kept <= self.kept || !slot.is_free()
         });
         for slot in slots.iter_mut().filter_map(|slot| slot.is_free().then_some(slot)) {
             slot.memory = None;

@@ -7,9 +7,9 @@
 //!
 //! The memory of a replay is a slot, and a slot is reused when nobody holds anything of the replay
 //! that it was used for: behind everything that the streams it was handed to did with it until it
-//! was let go, and when its copies are done. There are two, so that one batch can be prepared while
-//! another is in use; where somebody holds more, there are more, until [`Graph::trim`]. So what a
-//! replay returns never changes.
+//! was let go, and when its copies are done. There are two, or four of small batches, so that one
+//! can be prepared while others are in use; where somebody holds more, there are more, until
+//! [`Graph::trim`]. So what a replay returns never changes.
 //!
 //! On the CPU a replay is an encode.
 
