@@ -12,7 +12,7 @@ use pyo3::prelude::*;
 use std::cell::Cell;
 use std::hint::spin_loop;
 use std::sync::LazyLock;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::thread::Thread;
 use std::time::{Duration, Instant};
 
@@ -31,6 +31,11 @@ const MAX_NEAR: u64 = 4;
 /// processors for anybody to look.
 static NEAR: LazyLock<u64> =
     LazyLock::new(|| (qdp_core::Engine::num_threads() as u64 / 4).min(MAX_NEAR));
+/// Threads that take turns at a time, at most: among more of them those near their turn wake too
+/// late, and it is better for some to crowd around the lock.
+static MANY: LazyLock<usize> = LazyLock::new(|| 2 * qdp_core::Engine::num_threads());
+/// Threads that have drawn a number and wait.
+static WAITING: AtomicUsize = AtomicUsize::new(0);
 /// The next number that a thread draws.
 static NEXT: AtomicU64 = AtomicU64::new(0);
 /// The highest number that may pass.
@@ -78,10 +83,13 @@ pub(crate) fn detach<T: Send>(py: Python<'_>, work: impl FnOnce() -> T + Send) -
     let result = py.detach(|| {
         OWN.with(Own::pass); // behind the lock: it is free for whoever is next
         let result = work();
-        let number = NEXT.fetch_add(1, Ordering::Relaxed);
-        wait(number);
-        TURN.fetch_max(number, Ordering::AcqRel);
-        OWN.with(|own| own.number.set(Some(number)));
+        if WAITING.fetch_add(1, Ordering::Relaxed) < *MANY {
+            let number = NEXT.fetch_add(1, Ordering::Relaxed);
+            wait(number);
+            TURN.fetch_max(number, Ordering::AcqRel);
+            OWN.with(|own| own.number.set(Some(number)));
+        }
+        WAITING.fetch_sub(1, Ordering::Relaxed);
         result
     });
     OWN.with(|own| {
