@@ -120,8 +120,18 @@ class TestStub:
         stubbed = {
             node.name for node in STUB.body if isinstance(node, ast.ClassDef | ast.FunctionDef)
         }
+        aliases = {
+            target.id: node.value.id
+            for node in STUB.body
+            if isinstance(node, ast.Assign) and isinstance(node.value, ast.Name)
+            for target in node.targets
+            if isinstance(target, ast.Name)
+        }
         native = {name for name in dir(_qdp) if not name.startswith("_")}
-        assert native == stubbed
+        assert native == stubbed | set(aliases)
+        for alias, name in aliases.items():
+            of_alias, of_name = (inspect.signature(getattr(_qdp, n)) for n in (alias, name))
+            assert of_alias == of_name
 
     @pytest.mark.parametrize("cls", CLASSES)
     def test_covers_the_class(self, cls: type) -> None:
