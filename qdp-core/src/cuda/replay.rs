@@ -36,6 +36,11 @@ const SMALL_SLOTS: usize = 4;
 /// The most bytes of input and states of a batch that is small.
 const SMALL_BYTES: u128 = 4 << 20;
 
+/// Bytes that the graph copies by a kernel, at most. A node for the copy engine makes a launch cost
+/// 5.1 us rather than 3.1, and two of them cannot follow each other in less than 6.8 us, rather than
+/// 4.7 (H200, 4 KiB, four slots).
+const FEW_BYTES: usize = 128 << 10;
+
 /// What a replay has made, on its way.
 pub(crate) struct Replayed {
     /// By encoding.
@@ -471,8 +476,16 @@ impl Memory {
         };
         Graph::capture(&self.stream, |stream| {
             // SAFETY: whoever launches the graph keeps the memory until it is done, and writes its
-            // host side only then.
-            unsafe { self.input.copy_from_host_async(0, &self.pinned, 0..bytes, stream)? };
+            // host side only then. Page-locked memory has the same address on the device.
+            unsafe {
+                if (1..=FEW_BYTES).contains(&bytes) {
+                    let (from, to) = (self.pinned.as_ptr().expose_provenance(), self.input.ptr());
+                    let on = backend.kernels.on(stream, true);
+                    backend.kernels.enqueue_copy(from as u64, to, bytes, on)?;
+                } else {
+                    self.input.copy_from_host_async(0, &self.pinned, 0..bytes, stream)?;
+                }
+            }
             if others > 0 {
                 fork.record(stream)?;
             }

@@ -3,6 +3,7 @@
 mod amplitude;
 mod args;
 mod basis;
+mod copy;
 mod diagonal;
 mod gather;
 mod gradient;
@@ -25,6 +26,7 @@ use std::sync::Arc;
 pub(super) struct Kernels {
     amplitude: amplitude::Kernels,
     basis: basis::Kernels,
+    copy: copy::Kernels,
     product: product::Kernels,
     diagonal: diagonal::Kernels,
     gather: gather::Kernels,
@@ -55,6 +57,7 @@ impl Kernels {
         Ok(Self {
             amplitude: amplitude::Kernels::load(&loader)?,
             basis: basis::Kernels::load(&loader)?,
+            copy: copy::Kernels::load(&loader)?,
             product: product::Kernels::load(&loader)?,
             diagonal: diagonal::Kernels::load(&loader)?,
             gather: gather::Kernels::load(&loader)?,
@@ -86,6 +89,23 @@ impl Kernels {
             Form::Amplitude => gather::Kernels::bytes(args, plan.dtype()),
             _ => 0,
         }
+    }
+
+    /// Enqueues a copy of a few bytes, by a kernel.
+    ///
+    /// # Safety
+    ///
+    /// Both addresses, multiples of 16, must be valid on the device for so many bytes, in the order
+    /// of `stream`.
+    pub(super) unsafe fn enqueue_copy(
+        &self,
+        from: u64,
+        to: u64,
+        bytes: usize,
+        stream: LaunchStream,
+    ) -> Result<()> {
+        // SAFETY: passed on to the caller.
+        unsafe { self.copy.enqueue(from, to, bytes as u64, stream) }
     }
 
     /// Enqueues the launches that evaluate the plan's form.
