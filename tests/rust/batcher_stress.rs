@@ -10,11 +10,24 @@ use qdp_core::{
     StateBatch, WhenFull,
 };
 use std::collections::HashMap;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicI64, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, RwLock};
 use std::time::{Duration, Instant};
 
 const THREADS: u64 = 8;
+
+/// Callers that were called away and have not said so.
+static INTERRUPTED: AtomicI64 = AtomicI64::new(0);
+
+/// Calls every third away that is asked.
+fn interrupt() -> Result<()> {
+    static ASKED: AtomicU64 = AtomicU64::new(0);
+    if !ASKED.fetch_add(1, Ordering::Relaxed).is_multiple_of(3) {
+        return Ok(());
+    }
+    INTERRUPTED.fetch_add(1, Ordering::Relaxed);
+    Err(Error::Interrupted)
+}
 
 /// `xorshift64*`: no two threads have the same.
 struct Random(u64);
@@ -71,6 +84,9 @@ impl Sample {
                 assert!(self.values[sample * self.features() + position].is_nan());
             }
             Err(Error::DeadlineExceeded) => assert!(may_expire),
+            Err(Error::Interrupted) => {
+                INTERRUPTED.fetch_sub(1, Ordering::Relaxed);
+            }
             Err(Error::QueueFull { .. } | Error::BatcherClosed { .. }) => {}
             Err(other) => panic!("{other}"),
         }
@@ -97,7 +113,8 @@ impl Listener for Delivered {
 
 fn config(random: &mut Random) -> BatcherConfig {
     BatcherConfig {
-        max_delay: Duration::from_micros([0, 0, 50][random.next(3) as usize]),
+        // The last is long enough for callers to be asked whether they go on.
+        max_delay: Duration::from_micros([0, 0, 0, 50, 50, 60_000][random.next(6) as usize]),
         max_batch_samples: [usize::MAX, 4][random.next(2) as usize],
         queue: [1024, 3][random.next(2) as usize],
         when_full: [WhenFull::Wait, WhenFull::Refuse][random.next(2) as usize],
@@ -109,7 +126,8 @@ fn options(random: &mut Random) -> (RequestOptions, bool) {
     let may_expire = random.next(6) == 0;
     let deadline = may_expire.then(|| Instant::now() + Duration::from_micros(random.next(200)));
     let priority = random.next(3) as i32;
-    (RequestOptions { deadline, priority, ..RequestOptions::default() }, may_expire)
+    let interrupt = (random.next(2) == 0).then_some(interrupt as fn() -> Result<()>);
+    (RequestOptions { deadline, priority, interrupt, ..RequestOptions::default() }, may_expire)
 }
 
 #[test]
@@ -203,6 +221,7 @@ fn stress_batcher() {
     assert_eq!(last.waiting(), 0);
     drop(last);
     assert!(delivered.waiting.lock().unwrap().is_empty(), "some were not delivered");
+    assert_eq!(INTERRUPTED.load(Ordering::Relaxed), 0, "one was called away and not told");
     assert!(encoded.into_inner() > 0 && delivered.count.load(Ordering::Relaxed) > 0);
     // The engine's dispatch thread lets go of its last job's data a moment later.
     engine.dispatch(|| Ok(())).wait().unwrap();
