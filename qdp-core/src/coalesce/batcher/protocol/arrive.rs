@@ -68,9 +68,23 @@ impl<W: Work> Protocol<W> {
             let _leading = Leading::new(self);
             return Ok(Called::Alone(alone()));
         }
+        let mut patience = Patience::new(request.deadline, ask);
+        let shared = self.share(state, request, &mut patience, write);
+        // Who was called away learns of it, whatever came in between.
+        patience.called_away()?;
+        shared.map(Called::Shared)
+    }
+
+    /// A caller's request as rows of a batch.
+    fn share(
+        &self,
+        state: MutexGuard<'_, State<W>>,
+        request: Request<W>,
+        patience: &mut Patience<'_, W::Error>,
+        write: impl FnOnce(&W::Buffer, Range<usize>) -> Result<(), W::Error>,
+    ) -> Result<Share<W>, Failure<W::Error>> {
         let deadline = request.deadline;
-        let mut patience = Patience::new(deadline, ask);
-        let claim = self.take_place(state, request, &mut patience)?;
+        let claim = self.take_place(state, request, patience)?;
         let (batch, rows) = (Arc::clone(&claim.batch), claim.rows.clone());
         let mut seat = Seat { protocol: self, batch, rows, taken: true };
         if let Err(error) = write(&claim.batch.buffer, claim.rows.clone()) {
@@ -81,7 +95,7 @@ impl<W: Work> Protocol<W> {
             return Err(Failure::Failed(error));
         }
         drop(claim);
-        self.wait(&mut seat, deadline, &mut patience).map(Called::Shared)
+        self.wait(&mut seat, deadline, patience)
     }
 
     /// Queues a request that nobody waits for in a call. Where there is room, `write` writes the

@@ -100,9 +100,11 @@ impl<W: Work> Protocol<W> {
                 Next::Leave => {
                     if let Some((batch, patience)) = &mut own
                         && let Err(failure) = patience.look()
-                        && self.leave(batch, |state| state.count_given_up(&failure))
                     {
-                        return Err(failure);
+                        if self.leave(batch, |state| state.count_given_up(&failure)) {
+                            return Err(failure);
+                        }
+                        patience.end(failure);
                     }
                     continue;
                 }

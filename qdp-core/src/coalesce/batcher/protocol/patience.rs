@@ -55,6 +55,14 @@ impl<'a, E: Clone> Patience<'a, E> {
         self.over = Some(failure);
     }
 
+    /// Fails where the caller was called away and has not been told.
+    pub(super) fn called_away(&mut self) -> Result<(), Failure<E>> {
+        match self.over.take() {
+            Some(failure @ Failure::Failed(_)) => Err(failure),
+            _ => Ok(()),
+        }
+    }
+
     /// The deadline has no meaning any more.
     pub(super) fn forget_deadline(&mut self) {
         self.deadline = None;
