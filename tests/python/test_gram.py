@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import operator
 import tracemalloc
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
 import qdp
 import reference
 from cases import CASES, Case
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
 
 BY_ENCODING = {case.encoding: case for case in reversed(CASES)}
 cases = pytest.mark.parametrize("case", CASES, ids=str)
@@ -246,23 +250,145 @@ def test_memory_is_bounded(encoding: str) -> None:
     assert peak < 2 * tile
 
 
-def test_matrix_products_are_exact(device: str) -> None:
-    """Neither autocast nor a lower precision of products that the process asked for reaches it."""
+@pytest.fixture
+def precisions() -> Iterator[Callable[[str], None]]:
+    """Sets how torch may multiply float32, and puts it back."""
     torch = pytest.importorskip("torch", exc_type=ImportError)
-    x = torch.rand(40, 10, device=device)
+    places = [torch.backends.cuda.matmul, torch.backends.mkldnn.matmul]
+    before = [place.fp32_precision for place in places]
+
+    def choose(name: str) -> None:
+        torch.backends.cuda.matmul.fp32_precision = "tf32" if name == "bf16" else name
+        torch.backends.mkldnn.matmul.fp32_precision = name
+
+    yield choose
+    for place, name in zip(places, before, strict=True):
+        place.fp32_precision = name
+
+
+def shortened(x: Any, bits: int) -> Any:
+    """What a type that lacks the last bits of a float32 has in its place."""
+    import torch
+
+    rounded = (x.contiguous().view(torch.int32) + (1 << (bits - 1))) & -(1 << bits)
+    return rounded.view(torch.float32)
+
+
+def short_products(name: str) -> Any:
+    """A mode of torch's in which the host multiplies float32 as another type, where it may, as some
+    hosts and all GPUs do. It records the settings that it finds.
+    """
+    import torch
+    from torch.utils._python_dispatch import TorchDispatchMode
+
+    class Mode(TorchDispatchMode):  # type: ignore[no-untyped-call]
+        def __init__(self) -> None:
+            super().__init__()  # type: ignore[no-untyped-call]
+            self.found: list[str] = []
+
+        def __torch_dispatch__(
+            self, func: Any, types: Any, args: Any = (), kwargs: Any = None
+        ) -> Any:
+            on_host = func is torch.ops.aten.mm.default and args[0].device.type == "cpu"
+            if on_host and args[0].dtype == torch.float32:
+                place = torch.backends.mkldnn.matmul  # type: ignore[attr-defined]
+                self.found.append(place.fp32_precision)
+                if place.fp32_precision == name:
+                    args = [shortened(x, {"tf32": 13, "bf16": 16}[name]) for x in args]
+            return func(*args, **(kwargs or {}))
+
+    return Mode()
+
+
+@pytest.mark.parametrize("name", ["tf32", "bf16"])
+@pytest.mark.parametrize("encoding", ["angle", "amplitude", "zz"])
+def test_matrix_products_are_in_full_precision(
+    encoding: str, name: str, device: str, precisions: Any
+) -> None:
+    """Neither autocast nor a lower precision of products that the process asked for reaches them,
+    in gradients of any order; and the setting is the same throughout, as other threads see it.
+    """
+    torch = pytest.importorskip("torch", exc_type=ImportError)
+    rng = np.random.default_rng(3)
+    x, weight = rng.uniform(0.1, 1, size=(40, 6)), rng.normal(size=(40, 40))
+    kind = torch.device(device).type
+
+    def derivatives(dtype: Any) -> list[Any]:
+        a = torch.from_numpy(x).to(device, dtype).requires_grad_()
+        w = torch.from_numpy(weight).to(device, dtype)
+        matrix = qdp.gram(a, encoding=encoding)
+        (first,) = torch.autograd.grad(matrix, a, w)
+        recorded = torch.autograd.grad(qdp.gram(a, encoding=encoding), a, w, create_graph=True)
+        plain = qdp.gram(a.detach(), encoding=encoding)
+        return [result.detach() for result in (plain, matrix, first, *recorded)]
+
+    wanted = derivatives(torch.float64)
+    mode = short_products(name)
+    precisions(name)
+    with torch.autocast(kind, dtype=torch.bfloat16), mode:
+        found = derivatives(torch.float32)
+    for result, want in zip(found, wanted, strict=True):
+        scale = float(want.abs().max())
+        assert float((result - want).abs().max()) < 5e-6 * scale
+    assert set(mode.found) <= {name}
+    assert mode.found or encoding == "zz" or kind == "cuda"
+
+
+def test_second_derivatives_are_in_full_precision(device: str, precisions: Any) -> None:
+    """Though they are computed long after the call."""
+    torch = pytest.importorskip("torch", exc_type=ImportError)
+    rng = np.random.default_rng(4)
+    x = rng.uniform(0.1, 1, size=(20, 6))
+
+    def second(dtype: Any) -> Any:
+        a = torch.from_numpy(x).to(device, dtype).requires_grad_()
+        matrix = qdp.gram(a)
+        (first,) = torch.autograd.grad(matrix.pow(2).sum(), a, create_graph=True)
+        with mode:
+            return torch.autograd.grad(first.pow(2).sum(), a)[0]
+
+    mode = short_products("tf32")
+    want = second(torch.float64)
+    precisions("tf32")
+    found = second(torch.float32)
+    assert float((found - want).abs().max()) < 1e-5 * float(want.abs().max())
+    assert set(mode.found) <= {"tf32"}
+
+
+@pytest.mark.parametrize("place", ["cuda.matmul", "mkldnn.matmul", "all"])
+def test_either_way_to_ask_for_less_precision(place: str, device: str, precisions: Any) -> None:
+    """torch refuses to say its precision in the old way once it was set in the new one."""
+    torch = pytest.importorskip("torch", exc_type=ImportError)
+    x = torch.rand(5, 4, device=device)
     want = qdp.gram(x, encoding="angle")
-    before = torch.get_float32_matmul_precision()
-    torch.set_float32_matmul_precision("medium")
+    precisions("none")
+    everywhere = torch.backends.fp32_precision
     try:
-        with torch.autocast(torch.device(device).type, dtype=torch.bfloat16):
-            for found in (
-                qdp.gram(x, encoding="angle"),
-                qdp.gram(x.clone().requires_grad_(), encoding="angle").detach(),
-            ):
-                torch.testing.assert_close(found, want, rtol=0, atol=0)
-        assert torch.get_float32_matmul_precision() == "medium"
+        if place == "all":
+            torch.backends.fp32_precision = "tf32"
+        else:
+            operator.attrgetter(place)(torch.backends).fp32_precision = "tf32"
+        torch.testing.assert_close(qdp.gram(x, encoding="angle"), want, rtol=0, atol=2e-6)
     finally:
-        torch.set_float32_matmul_precision(before)
+        torch.backends.fp32_precision = everywhere
+
+
+def test_factors_are_split_without_loss() -> None:
+    torch = pytest.importorskip("torch", exc_type=ImportError)
+    from qdp.torch.fidelity import PARTS, split
+
+    for dtype in (torch.float32, torch.complex64):
+        x = torch.randn(7, 5, dtype=dtype)
+        for count, bits in PARTS.values():
+            for data in (x, x.mH.contiguous().mH, x.T[1::2]):
+                parts = split(data, count, bits)
+                assert len(parts) == count
+                assert torch.equal(
+                    sum(part.to(torch.complex128) for part in parts), data.to(torch.complex128)
+                )
+                for part in parts[:-1]:
+                    real = torch.view_as_real(part) if part.is_complex() else part
+                    assert torch.equal(shortened(real, bits), real)
 
 
 def test_positive_semidefinite() -> None:
@@ -293,8 +419,24 @@ def test_errors() -> None:
         qdp.gram(x, x[None], encoding="angle")
     with pytest.raises(qdp.DTypeError):
         qdp.gram(np.array([["a"]]), encoding="angle")
-    with pytest.raises(qdp.InvalidArgumentError, match="tile"):
-        qdp.gram(x, encoding="angle", tile=0)
+    tile: Any
+    for tile in (0, -1, "a", 2.5):
+        with pytest.raises(qdp.InvalidArgumentError, match="tile"):
+            qdp.gram(x, encoding="angle", tile=tile)
+    precision: Any
+    for precision in ("float64", "nonsense", "complex256"):
+        with pytest.raises(qdp.InvalidArgumentError, match=r'precision: expected "complex64"'):
+            qdp.gram(x, precision=precision)
+    entanglement: Any
+    for entanglement in (3, [0, 1], [(0, 1, 2)], ["ab"]):
+        with pytest.raises(qdp.InvalidArgumentError, match="entanglement"):
+            qdp.gram(x, encoding="zz", entanglement=entanglement)
+    with pytest.raises(qdp.InvalidArgumentError, match="out: expected a ndarray"):
+        qdp.gram(x, encoding="angle", out=np.empty((3, 3)).tolist())
+    fixed = np.empty((3, 3))
+    fixed.setflags(write=False)
+    with pytest.raises(qdp.InvalidArgumentError, match="read-only"):
+        qdp.gram(x, encoding="angle", out=fixed)
     with pytest.raises(qdp.ShapeError, match="out"):
         qdp.gram(x, encoding="angle", out=np.empty((3, 4)))
     with pytest.raises(qdp.DTypeError, match="out"):
@@ -306,27 +448,109 @@ def test_errors() -> None:
 
 
 @pytest.mark.parametrize("tile", TILES)
-def test_bad_values_are_named(tile: Any) -> None:
-    """By their place among all the samples, whatever block they are in."""
-    x = np.ones((9, 40))
-    x[7, 33] = np.nan
-    with pytest.raises(qdp.NonFiniteError) as caught:
-        qdp.gram(x, encoding="angle", tile=tile)
-    assert (caught.value.sample, caught.value.position) == (7, 33)
-    x = np.ones((9, 4))
-    x[6] = 0
-    with pytest.raises(qdp.ZeroNormError) as zero:
-        qdp.gram(x, encoding="amplitude", tile=tile)
-    assert zero.value.sample == 6
+@pytest.mark.parametrize("tensors", [False, True])
+def test_bad_values_are_named(tensors: bool, tile: Any) -> None:
+    """By their argument and their place among all its samples, whatever block they are in."""
+    torch = pytest.importorskip("torch", exc_type=ImportError) if tensors else None
+    good, bad = np.ones((9, 40)), np.ones((9, 40))
+    bad[7, 33] = np.nan
+    bits = np.zeros((9, 40))
+    bits[7, 33] = 2
+    for encoding, values, message in (
+        ("angle", bad, "sample 7 holds NaN at position 33;"),
+        ("zz", bad[:, 31:35], "sample 7 holds NaN at position 2;"),
+        ("basis", bits, "sample 7 holds 2 at position 33;"),
+        ("basis", good[:, :1] / 2, "sample 0 holds a value that is no index at position 0;"),
+        (
+            "basis",
+            np.where(np.arange(9) == 5, -1.0, 1)[:, None],
+            "sample 5 holds a value that is no index at position 0;",
+        ),
+        ("amplitude", good[:, :4] * (np.arange(9) != 6)[:, None], "sample 6 has zero norm"),
+    ):
+        others = np.ones_like(values)
+        for name, arguments in (("x", [values]), ("x", [values, others]), ("y", [others, values])):
+            given = arguments if torch is None else [torch.from_numpy(x) for x in arguments]
+            with pytest.raises(qdp.InvalidDataError, match=f"^{name}: {message}") as caught:
+                qdp.gram(*given, encoding=encoding, tile=tile)
+            assert caught.value.sample == int(message.split()[1])
+            if isinstance(caught.value, qdp.NonFiniteError | qdp.BasisValueError):
+                assert f"at position {caught.value.position};" in str(caught.value)
+
+
+@pytest.mark.parametrize("kind", ["iterator", "iterators", "array", "list", "tuple"])
+def test_entanglement_is_read_once(kind: str, device: str) -> None:
+    """It may be an iterator, and is looked at for every block."""
+    torch = pytest.importorskip("torch", exc_type=ImportError)
+    pairs = [(0, 1), (2, 1)]
+    x = np.random.default_rng(5).uniform(size=(5, 3))
+    a, b = (reference.encode(x, 3, encoding="zz", entanglement=e) for e in (pairs, "none"))
+    want = np.abs(a @ a.conj().T) ** 2
+    assert not np.allclose(want, np.abs(b @ b.conj().T) ** 2)
+    for data in (x, torch.from_numpy(x).to(device)):
+        given: Any = {
+            "iterator": iter(pairs),
+            "iterators": (iter(pair) for pair in pairs),
+            "array": np.array(pairs),
+            "list": [list(pair) for pair in pairs],
+            "tuple": tuple(pairs),
+        }[kind]
+        found = qdp.gram(data, encoding="zz", entanglement=given, tile=300)
+        np.testing.assert_allclose(found if data is x else found.cpu(), want, rtol=0, atol=1e-12)
+
+
+def test_amplitudes_are_in_the_samples_dimensions(device: str) -> None:
+    """However many zeros their states have behind: those of 40 qubits fit no memory."""
+    torch = pytest.importorskip("torch", exc_type=ImportError)
+    x = np.random.default_rng(6).normal(size=(6, 5))
+    want = qdp.gram(x)
+    for data in (x, torch.from_numpy(x).to(device)):
+        found = qdp.gram(data, num_qubits=40)
+        np.testing.assert_array_equal(found if data is x else found.cpu(), qdp.gram(data))
+    np.testing.assert_allclose(want, expected(Case("amplitude"), 3, x, x), rtol=0, atol=1e-12)
+
+
+# torch imports its own deprecated code for this.
+@pytest.mark.filterwarnings("ignore:.torch.jit.script:FutureWarning")
+@pytest.mark.filterwarnings("ignore:.torch.jit.script:DeprecationWarning")
+def test_transforms_are_refused(device: str) -> None:
+    torch = pytest.importorskip("torch", exc_type=ImportError)
+    x = torch.rand(4, 3, device=device)
+
+    def total(x: Any, y: Any = None) -> Any:
+        return qdp.gram(x, y, encoding="angle").sum()
+
+    transforms: list[Callable[[], Any]] = [
+        lambda: torch.func.grad(total)(x),
+        lambda: torch.func.grad(lambda y: total(x, y))(x),
+        lambda: torch.func.vmap(total)(x[None]),
+        lambda: torch.func.jvp(total, (x,), (x,)),
+        lambda: torch.func.hessian(total)(x),
+    ]
+    for transformed in transforms:
+        with pytest.raises(RuntimeError, match=r"qdp.gram has gradients by torch\.autograd"):
+            transformed()
+    with torch.autograd.forward_ad.dual_level():
+        dual = torch.autograd.forward_ad.make_dual(x, torch.ones_like(x))
+        with pytest.raises(RuntimeError, match=r"qdp.gram has gradients by torch\.autograd"):
+            total(dual)
+        with pytest.raises(RuntimeError, match=r"qdp.gram has gradients by torch\.autograd"):
+            next(qdp.gram_blocks(dual, encoding="angle"))
+        # What is not differentiated is nobody else's matter.
+        torch.testing.assert_close(total(x), total(x.clone()))
 
 
 def test_errors_of_tensors(device: str) -> None:
     torch = pytest.importorskip("torch", exc_type=ImportError)
     x = torch.ones(3, 4, device=device)
-    with pytest.raises(qdp.DTypeError, match="y: expected a tensor"):
+    with pytest.raises(qdp.DTypeError, match="y: expected a tensor, as x is, got ndarray") as wrong:
         qdp.gram(x, np.ones((3, 4)), encoding="angle")
-    with pytest.raises(qdp.DeviceMismatchError, match="y"):
+    assert (wrong.value.argument, wrong.value.got) == ("y", "ndarray")
+    with pytest.raises(qdp.DTypeError, match="x: expected a tensor, as y is, got ndarray"):
+        qdp.gram(np.ones((3, 4)), x, encoding="angle")
+    with pytest.raises(qdp.DeviceMismatchError, match="y") as elsewhere:
         qdp.gram(x, torch.ones(3, 4, device="meta"), encoding="angle")
+    assert (elsewhere.value.argument, elsewhere.value.got) == ("y", "one on meta")
     with pytest.raises(qdp.InvalidArgumentError, match="out"):
         qdp.gram(x, encoding="angle", out=np.empty((3, 3), np.float32))
     out = torch.empty(3, 3, device=device)

@@ -10,8 +10,9 @@ small states are the states.
 from __future__ import annotations
 
 import math
+import operator
 import sys
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cache
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any, Literal, Protocol
@@ -70,6 +71,9 @@ class Backend(Protocol):
     def equal(self, a: Any, b: Any) -> Any:
         """1 where indices are equal, else 0; NaN where one of them is."""
 
+    def product(self, a: Any, b: Any) -> Any:
+        """The matrix product of ``a`` and the adjoint of ``b``, in this precision."""
+
     def multiply(self, a: Any, b: Any, out: Any) -> Any:
         """Products of elements, written to ``out`` where it is not None."""
 
@@ -106,20 +110,23 @@ class Kernel:
         amplitudes: int = sum(2**group.num_qubits for group in self.groups)
         return 2 * self.backend.itemsize * amplitudes
 
-    def lift(self, x: Any, first: int) -> list[Any]:
-        """What is compared, of samples of which the first is number ``first``."""
-        if not self.groups:
+    def lift(self, x: Any, argument: str, first: int) -> list[Any]:
+        """What is compared, of an argument's samples from its ``first`` on."""
+        if self.groups:
+            return [self._states(x, group, argument, first) for group in self.groups]
+        try:
             return [self.backend.indices(x, self.num_qubits)]
-        return [self._states(x, group, first) for group in self.groups]
+        except InvalidDataError as error:
+            raise at(error, argument, first, 0) from None
 
-    def _states(self, x: Any, group: Group, first: int) -> Any:
+    def _states(self, x: Any, group: Group, argument: str, first: int) -> Any:
         part = x[:, group.features]
         if group.scale != 1:
             part = part * group.scale
         try:
             states = self.backend.encode(part, group.num_qubits, group.encoding, group.options)
         except InvalidDataError as error:
-            raise at(error, first, group.features.start or 0) from None
+            raise at(error, argument, first, group.features.start or 0) from None
         if group.width is not None:
             states = states[:, : group.width]
         return self.backend.dense(states.real if self.real else states)
@@ -132,7 +139,7 @@ class Kernel:
             return multiply(equal, equal, out)
         overlap = None
         for a, b in zip(x, y, strict=True):
-            part = a @ (b.T if self.real else b.conj().T)
+            part = self.backend.product(a, b)
             if overlap is None:
                 overlap = part
             else:
@@ -145,13 +152,16 @@ class Kernel:
         return squares
 
 
-def at(error: InvalidDataError, sample: int, position: int) -> InvalidDataError:
-    """An error about a part of the samples, as one about all of them."""
+def at(error: InvalidDataError, argument: str, sample: int, position: int) -> InvalidDataError:
+    """An error about a part of an argument's samples, as one about all of them."""
+    text = str(error).replace("data:", f"{argument}:", 1)
+    text = text.replace(f"sample {error.sample}", f"sample {error.sample + sample}", 1)
     error.sample += sample
     if isinstance(error, NonFiniteError | BasisValueError):
-        error.position += position
-    if sample or position:
-        error.add_note(f"counted from sample {sample}, value {position} of those given")
+        moved = error.position + position
+        text = text.replace(f"position {error.position}", f"position {moved}", 1)
+        error.position = moved
+    error.args = (text,)
     return error
 
 
@@ -179,13 +189,14 @@ def kernel(
             for start, end in pairwise(ends)
         )
 
-    whole = Group(slice(None), n, encoding, options)
     alone = n == 1 or options.get("entanglement") == "none" or options.get("entanglement") == []
     layers = options.get("reps", 2 if encoding == "zz" else 1)
     match encoding:
         case "amplitude":
-            # In the samples' own number of dimensions.
-            return Kernel(backend, n, (replace(whole, width=features),), real)
+            # In the samples' own number of dimensions, however many zeros the state has behind.
+            needed = qubits_of(features, encoding)
+            alike = Group(slice(None), needed, encoding, options, width=features)
+            return Kernel(backend, n, (alike,), real)
         case "basis" if features == 1 and n > 1:
             return Kernel(backend, n, (), real=True)
         case "basis":
@@ -204,7 +215,7 @@ def kernel(
         case "zz" | "iqp-embedding" if alone:
             separate = groups(encoding, reps=layers, entanglement="none")
             return Kernel(backend, n, separate, real=False)
-    return Kernel(backend, n, (whole,), real=False)
+    return Kernel(backend, n, (Group(slice(None), n, encoding, options),), real=False)
 
 
 def qubits_of(features: int, encoding: str) -> int:
@@ -284,6 +295,10 @@ class NumPy:
         """Whether indices are equal."""
         return (a[:, None] == b).astype(self.dtype)
 
+    def product(self, a: Any, b: Any) -> Any:
+        """The matrix product with an adjoint."""
+        return a @ b.conj().T
+
     def multiply(self, a: Any, b: Any, out: Any) -> Any:
         """Products of elements."""
         return np.multiply(a, b, out=out)
@@ -295,7 +310,10 @@ class NumPy:
 
 def index_error(sample: int, num_qubits: int) -> BasisValueError:
     """What encoding raises about a value that is no basis index."""
-    error = BasisValueError(f"sample {sample}: expected an integer from 0 to {2**num_qubits - 1}")
+    error = BasisValueError(
+        f"data: sample {sample} holds a value that is no index at position 0; basis encoding of "
+        f"{num_qubits} qubit(s) takes an integer from 0 to {2**num_qubits - 1}"
+    )
     error.sample, error.position, error.num_qubits = sample, 0, num_qubits
     return error
 
@@ -315,13 +333,14 @@ def fidelities(
     for row in rows:
         left = kept.pop(row.start, None) if symmetric else None
         if left is None:
-            left = kernel.lift(x[row], row.start)
+            left = kernel.lift(x[row], "x", row.start)
         for column in columns:
             if symmetric and column.start < row.start:
                 continue
             right = left if symmetric and column == row else kept.get(column.start)
             if right is None:
-                right = kernel.lift(y[column], column.start)
+                argument = "x" if symmetric else "y"
+                right = kernel.lift(y[column], argument, column.start)
                 if keep:
                     kept[column.start] = right
             target = None if out is None else out[row, column]
@@ -350,6 +369,9 @@ def prepare(
 ) -> tuple[Kernel, Any, Any, int]:
     """The kernel, the samples and the bytes for blocks."""
     backend: Backend
+    if precision not in (None, "complex64", "complex128"):
+        raise invalid("precision", '"complex64", "complex128" or None', repr(precision))
+    options = {**options, "entanglement": listed(options["entanglement"])}
     torch = sys.modules.get("torch")
     if torch is not None and any(isinstance(data, torch.Tensor) for data in (x, y)):
         from qdp.torch.fidelity import Torch
@@ -357,10 +379,7 @@ def prepare(
         backend = Torch.of(x, y, precision=precision)
     else:
         backend = NumPy.of(x, *(() if y is None else (y,)), precision=precision)
-    if tile is None:
-        tile = backend.tile
-    elif tile < 1:
-        raise invalid("tile", "a positive number of bytes", repr(tile))
+    tile = backend.tile if tile is None else bytes_of(tile)
     double = encoding == "basis"  # whose larger indices single precision does not hold
     x = rows_of("x", backend.samples(x, double=double))
     y = None if y is None else rows_of("y", backend.samples(y, double=double))
@@ -369,6 +388,28 @@ def prepare(
         raise invalid("y", f"{features} values per sample, as x has", str(y.shape[1]))
     real = not any(data is not None and "complex" in str(data.dtype) for data in (x, y))
     return kernel(backend, features, encoding, num_qubits, options, real=real), x, y, tile
+
+
+def bytes_of(tile: Any) -> int:
+    """``tile`` as a number of bytes."""
+    try:
+        number = operator.index(tile)
+    except TypeError:
+        number = 0
+    if number < 1:
+        raise invalid("tile", "a positive number of bytes", repr(tile))
+    return number
+
+
+def listed(entanglement: Any) -> Any:
+    """``entanglement`` for those who look at it more than once, as an iterator does not allow."""
+    if entanglement is None or isinstance(entanglement, str):
+        return entanglement
+    try:
+        return [tuple(pair) for pair in entanglement]
+    except TypeError:
+        expected = "a name or a sequence of pairs of qubits"
+        raise invalid("entanglement", expected, repr(entanglement)) from None
 
 
 def invalid(argument: str, expected: str, got: str) -> InvalidArgumentError:
@@ -438,13 +479,15 @@ def fill(compute: Kernel, x: Any, y: Any, tile: int, out: Any) -> Any:
 
 def check_out(out: Any, shape: tuple[int, int], backend: Backend) -> None:
     """Refuse an ``out`` that the result may not be written to."""
+    wanted = backend.empty(0, 0)
+    if not isinstance(out, type(wanted)):
+        raise invalid("out", f"a {type(wanted).__name__}, as the result is", type(out).__name__)
     if tuple(out.shape) != shape:
         error = ShapeError(f"out: expected {shape}, got {tuple(out.shape)}")
         error.argument, error.expected, error.got = "out", str(shape), str(tuple(out.shape))
         raise error
-    wanted = backend.empty(0, 0)
-    if type(out).__module__.partition(".")[0] != type(wanted).__module__.partition(".")[0]:
-        raise invalid("out", f"a {type(wanted).__name__}, as the result is", type(out).__name__)
+    if isinstance(out, np.ndarray) and not out.flags.writeable:
+        raise invalid("out", "an array that may be written to", "one that is read-only")
     if out.dtype != wanted.dtype:
         wrong = DTypeError(f"out: expected {wanted.dtype}, got {out.dtype}")
         wrong.argument, wrong.expected, wrong.got = "out", str(wanted.dtype), str(out.dtype)

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
+from torch.autograd import forward_ad
 
 from qdp import _gram, _qdp
 from qdp.exceptions import DeviceMismatchError, DTypeError
@@ -34,12 +34,16 @@ class Torch:
     def of(cls, x: Tensor, y: Tensor | None, *, precision: Precision | None) -> Torch:
         """Torch in the precision that samples have together, on their one device."""
         tensors = [x] if y is None else [x, y]
-        for name, data in zip("xy", tensors, strict=False):
+        for name, other, data in zip("xy", "yx", tensors, strict=False):
             if not isinstance(data, torch.Tensor):
-                raise DTypeError(f"{name}: expected a tensor, got {type(data).__name__}")
+                raise refusal(DTypeError, name, f"a tensor, as {other} is", type(data).__name__)
             if data.device != tensors[0].device:
-                raise DeviceMismatchError(
-                    f"{name}: expected a tensor on {tensors[0].device}, got one on {data.device}"
+                place = f"a tensor on {tensors[0].device}, as x is"
+                raise refusal(DeviceMismatchError, name, place, f"one on {data.device}")
+            if transformed(data):
+                raise RuntimeError(
+                    "qdp.gram has gradients by torch.autograd, and no rule for the transforms of "
+                    "torch.func (grad, jvp, vmap) or forward-mode differentiation"
                 )
         states = {states_dtype(data.dtype, precision) for data in tensors}
         double = torch.complex128 in states
@@ -87,6 +91,11 @@ class Torch:
         wrong = torch.isnan(a)[:, None] | torch.isnan(b)
         return equal.masked_fill_(wrong, torch.nan)
 
+    def product(self, a: Tensor, b: Tensor) -> Tensor:
+        """The matrix product with an adjoint."""
+        result: Tensor = Product.apply(a, b)
+        return result
+
     def multiply(self, a: Tensor, b: Tensor, out: Tensor | None) -> Tensor:
         """Products of elements."""
         return torch.mul(a, b, out=out)
@@ -96,18 +105,81 @@ class Torch:
         return torch.empty(rows, columns, dtype=self.dtype, device=self.device)
 
 
-@contextmanager
-def full_precision(device: torch.device) -> Iterator[None]:
-    """Matrix products in the precision of their factors, whatever the process does elsewhere."""
-    before = torch.get_float32_matmul_precision()
-    if before != "highest":
-        torch.set_float32_matmul_precision("highest")
-    try:
-        with torch.autocast(device.type, enabled=False):
-            yield
-    finally:
-        if before != "highest":
-            torch.set_float32_matmul_precision(before)
+def refusal(
+    kind: type[DTypeError | DeviceMismatchError], argument: str, expected: str, got: str
+) -> DTypeError | DeviceMismatchError:
+    """An exception about an argument."""
+    error = kind(f"{argument}: expected {expected}, got {got}")
+    error.argument, error.expected, error.got = argument, expected, got
+    return error
+
+
+def transformed(data: Tensor) -> bool:
+    """Whether a tensor stands for others, in a transform of torch.func, or has a tangent."""
+    wrapped: bool = torch._C._functorch.is_functorch_wrapped_tensor(data)  # noqa: SLF001
+    if wrapped:
+        return True
+    return forward_ad.unpack_dual(data).tangent is not None  # type: ignore[no-untyped-call]
+
+
+#: Of how many numbers of a type a float32 is the sum, and how many of its bits that type lacks.
+PARTS = {"tf32": (2, 13), "bf16": (3, 16)}
+
+
+def parts_of(a: Tensor) -> tuple[int, int] | None:
+    """How a factor has to be split to be multiplied in full, or None where it does not."""
+    if a.dtype not in (torch.float32, torch.complex64):
+        return None
+    if a.device.type == "cuda":
+        return PARTS.get(torch.backends.cuda.matmul.fp32_precision)
+    # No library multiplies complex numbers in less precision on the host.
+    host = torch.backends.mkldnn.matmul  # type: ignore[attr-defined]
+    return None if a.is_complex() else PARTS.get(host.fp32_precision)
+
+
+def split(x: Tensor, count: int, lacking: int) -> list[Tensor]:
+    """Tensors whose sum is ``x``, and of whose bits the last ones are 0; of the last about."""
+    rest = torch.view_as_real(x.resolve_conj()) if x.is_complex() else x
+    rest = rest.resolve_neg().contiguous()
+    parts = []
+    for _ in range(count - 1):
+        rounded = rest.view(torch.int32) + (1 << (lacking - 1))
+        parts.append((rounded & -(1 << lacking)).view(torch.float32))
+        rest = rest - parts[-1]
+    parts.append(rest)
+    return [torch.view_as_complex(part) for part in parts] if x.is_complex() else parts
+
+
+class Product(torch.autograd.Function):
+    """``a @ b.mH`` in the precision of its factors, under autocast and where the process lets
+    float32 be multiplied as TF32 or bfloat16.
+
+    That switch is read and not touched, as other threads multiply meanwhile. Where it is on, the
+    factors are split into numbers that the shorter type holds: their products are exact, and sums
+    are in float32. Gradients, of any order, are such products too, whenever they are asked for.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, a: Tensor, b: Tensor) -> Tensor:
+        """The product."""
+        ctx.save_for_backward(a, b)
+        with torch.autocast(a.device.type, enabled=False):
+            if (parts := parts_of(a)) is None:
+                return a @ b.mH
+            left, right = split(a, *parts), split(b, *parts)
+            # Small products first, which rounds least; what is left out is smaller than a rounding.
+            pairs = [(i, n - i) for n in reversed(range(len(left))) for i in range(n + 1)]
+            a = torch.cat([left[i] for i, _ in pairs], dim=1)
+            b = torch.cat([right[j] for _, j in pairs], dim=1)
+            return a @ b.mH
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, Tensor | None]:
+        """The gradients by the factors."""
+        a, b = ctx.saved_tensors
+        wanted = ctx.needs_input_grad
+        by_a = Product.apply(grad, b.mH) if wanted[0] else None
+        return by_a, Product.apply(grad.mH, a.mH) if wanted[1] else None
 
 
 def gram(kernel: Kernel, x: Tensor, y: Tensor | None, tile: int, out: Tensor | None) -> Tensor:
@@ -120,7 +192,7 @@ def gram(kernel: Kernel, x: Tensor, y: Tensor | None, tile: int, out: Tensor | N
             raise _gram.invalid("encoding", "one that has a gradient", "'basis'")
         result: Tensor = Gram.apply(x, y, kernel, tile)
         return result
-    with torch.no_grad(), full_precision(x.device):
+    with torch.no_grad():
         if out is None or out.device == x.device:
             return _gram.fill(kernel, x, y, tile, out)  # type: ignore[no-any-return]
         found = _gram.fidelities(kernel, x, y, tile)
@@ -136,7 +208,7 @@ def blocks(
     found = _gram.fidelities(kernel, x, y, tile)
     while True:
         # What the caller does with a block is none of this.
-        with torch.no_grad(), full_precision(x.device):
+        with torch.no_grad():
             if (block := next(found, None)) is None:
                 return
         yield block
@@ -150,8 +222,7 @@ class Gram(torch.autograd.Function):
         """The matrix."""
         ctx.save_for_backward(x, y)
         ctx.kernel, ctx.tile = kernel, tile
-        with full_precision(x.device):
-            return _gram.fill(kernel, x, y, tile, None)  # type: ignore[no-any-return]
+        return _gram.fill(kernel, x, y, tile, None)  # type: ignore[no-any-return]
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, Tensor | None, None, None]:
@@ -164,10 +235,10 @@ class Gram(torch.autograd.Function):
         others = x if symmetric else y
         by_x = torch.zeros_like(x)
         by_y = by_x if symmetric else torch.zeros_like(y)
-        with torch.enable_grad(), full_precision(x.device):
+        with torch.enable_grad():
             columns = _gram.slices(kernel, len(others), tile)
             for row in _gram.slices(kernel, len(x), tile):
-                left = Lifted(kernel, x, row)
+                left = Lifted(kernel, x, "x", row)
                 for column in columns:
                     if symmetric and column.start < row.start:
                         continue
@@ -175,7 +246,7 @@ class Gram(torch.autograd.Function):
                         block = kernel.block(left.states, left.states)
                         left.add(torch.autograd.grad(block, left.states, grad[row, column]))
                         continue
-                    right = Lifted(kernel, others, column)
+                    right = Lifted(kernel, others, "x" if symmetric else "y", column)
                     block = kernel.block(left.states, right.states)
                     weight = grad[row, column]
                     if symmetric:
@@ -192,11 +263,11 @@ def recorded_gradients(
     kernel: Kernel, x: Tensor, y: Tensor | None, grad: Tensor
 ) -> tuple[Tensor | None, Tensor | None]:
     """The gradients by the samples, to be differentiated in turn: all blocks are kept."""
-    with full_precision(x.device):
-        left = kernel.lift(x, 0)
-        matrix = kernel.block(left, left if y is None else kernel.lift(y, 0))
-        wanted = [data for data in (x, y) if data is not None and data.requires_grad]
-        found = list(torch.autograd.grad(matrix, wanted, grad, create_graph=True))
+    left = kernel.lift(x, "x", 0)
+    right = left if y is None else kernel.lift(y, "y", 0)
+    matrix = kernel.block(left, right)
+    wanted = [data for data in (x, y) if data is not None and data.requires_grad]
+    found = list(torch.autograd.grad(matrix, wanted, grad, create_graph=True))
     by_x = found.pop(0) if x.requires_grad else None
     return by_x, found.pop() if found else None
 
@@ -204,9 +275,9 @@ def recorded_gradients(
 class Lifted:
     """Lifted samples, and the gradient by them so far."""
 
-    def __init__(self, kernel: Kernel, x: Tensor, part: slice) -> None:
-        self.samples = x[part].detach().requires_grad_()
-        self.lifted = kernel.lift(self.samples, part.start)
+    def __init__(self, kernel: Kernel, x: Tensor, argument: str, rows: slice) -> None:
+        self.samples = x[rows].detach().requires_grad_()
+        self.lifted = kernel.lift(self.samples, argument, rows.start)
         self.states = [states.detach().requires_grad_() for states in self.lifted]
         self.gradients = [torch.zeros_like(states) for states in self.lifted]
 
