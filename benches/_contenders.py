@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib.util
-import math
 from dataclasses import replace
 from functools import cache
 from typing import TYPE_CHECKING, Any
@@ -15,6 +14,7 @@ import qdp.torch
 import torch
 from _callers import Callers
 from _formulations import formulation
+from _pennylane import circuit
 from _transfers import direct, pinned_copy
 from _workloads import UnavailableError
 from torch.utils.dlpack import from_dlpack
@@ -263,56 +263,12 @@ def _qumat_benchmark(row: Row, device: str) -> Call:
 
 
 def _pennylane(row: Row, device: str) -> Call:
-    if importlib.util.find_spec("pennylane") is None:
-        raise UnavailableError("not installed: pip install pennylane")
     if row.looped:
         raise UnavailableError("the host row says the same")
+    states = circuit(row)
     import pennylane as qml
 
-    n = row.n
-    wires = range(n - 1, -1, -1)  # wire 0 is the most significant bit; qubit 0 of QDP the least
-    pairs = [(j, k) for j in range(n) for k in range(j + 1, n)]
-
-    def hadamards() -> None:
-        for wire in range(n):
-            qml.Hadamard(wire)
-
-    def embed(x: Any) -> None:
-        if row.encoding == "amplitude":
-            qml.AmplitudeEmbedding(x, wires=range(n), normalize=True)
-        elif row.encoding == "angle":
-            qml.AngleEmbedding(2 * x, wires=wires, rotation="Y")
-        elif row.encoding == "basis":
-            qml.BasisEmbedding(x, wires=range(n))
-        elif row.encoding == "iqp-embedding":
-            qml.IQPEmbedding(x, wires=wires, n_repeats=row.reps)
-        elif row.encoding == "zz":
-            for _ in range(row.reps or 1):
-                hadamards()
-                zz_layer(x)
-        else:
-            hadamards()
-            for qubit in range(n):
-                qml.PhaseShift(x[:, qubit], wires[qubit])
-            if row.encoding == "iqp":
-                for column, (j, k) in enumerate(pairs, start=n):
-                    qml.ControlledPhaseShift(x[:, column], [wires[j], wires[k]])
-            if row.encoding in ("iqp", "iqp-z"):
-                hadamards()
-
-    def zz_layer(x: Any) -> None:
-        for qubit in range(n):
-            qml.PhaseShift(2 * x[:, qubit], wires[qubit])
-        for j, k in pairs:
-            qml.CNOT([wires[j], wires[k]])
-            qml.PhaseShift(2 * (math.pi - x[:, j]) * (math.pi - x[:, k]), wires[k])
-            qml.CNOT([wires[j], wires[k]])
-
-    def circuit(x: Any) -> Any:
-        embed(x)
-        return qml.state()
-
-    node = qml.QNode(circuit, qml.device("default.qubit", wires=n), diff_method=None)
+    node = qml.QNode(states, qml.device("default.qubit", wires=row.n), diff_method=None)
     if row.encoding == "basis":  # does not broadcast
         return lambda data: torch.stack([torch.as_tensor(node(i)) for i in data[:, 0].tolist()])
     return lambda data: node(_upload(data, device))

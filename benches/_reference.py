@@ -41,11 +41,15 @@ def states(row: Row, x: torch.Tensor) -> torch.Tensor:
         unit: torch.Tensor = x / torch.linalg.vector_norm(x, dim=1, keepdim=True)
         return unit.to(torch.complex128)
     if row.encoding == "angle":
-        product = torch.ones(len(x), 1, dtype=torch.float64, device=x.device)
+        product = torch.ones(len(x), 1, dtype=torch.complex128, device=x.device)
         for k in range(n):
             cos, sin = x[:, k, None].cos(), x[:, k, None].sin()
-            product = torch.cat([cos * product, sin * product], dim=1)
-        return product.to(torch.complex128)
+            if row.rotation == "z":
+                low, high = cos - 1j * sin, 0 * sin
+            else:
+                low, high = cos, -1j * sin if row.rotation == "x" else sin
+            product = torch.cat([low * product, high * product], dim=1)
+        return product
     diagonal = torch.exp(1j * _phases(row, x))
     uniform = 2 ** (-n / 2)
     if row.encoding == "phase":

@@ -87,6 +87,7 @@ class Row:
     dtype: torch.dtype = torch.float64
     precision: str | None = None
     reps: int | None = None
+    rotation: str | None = None
     batch: int = 64
     count: int = 1
     callers: int = 0
@@ -105,7 +106,8 @@ class Row:
     @property
     def options(self) -> dict[str, Any]:
         """Keywords of QDP's calls."""
-        return {} if self.reps is None else {"reps": self.reps}
+        named = {"rotation": self.rotation, "reps": self.reps}
+        return {name: value for name, value in named.items() if value is not None}
 
     @property
     def complex_dtype(self) -> torch.dtype:

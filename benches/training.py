@@ -1,6 +1,6 @@
-"""What training costs: gradients, a training step, kernel matrices. QDP beside torch and PennyLane.
+"""What training gives and costs: gradients, a step, kernel matrices. QDP, torch and PennyLane.
 
-    python benches/training.py [--device cuda|cpu] [--tables backward step gram] [--quick]
+    python benches/training.py [--device cuda|cpu] [--tables gradients backward ...] [--quick]
 
 See README.md for what each table does.
 """
@@ -20,6 +20,7 @@ import qdp
 import qdp.torch
 import torch
 from _formulations import formulation
+from _gradients import Compared, gradients
 from _machine import describe, headline
 from _probes import mix, probe
 from _steps import Step
@@ -33,7 +34,7 @@ if TYPE_CHECKING:
 
     Call = Callable[[Any], Any]
 
-TABLES = ("backward", "step", "gram")
+TABLES = ("gradients", "backward", "step", "gram")
 STATE_BYTES, CPU_STATE_BYTES = 512 << 20, 16 << 20
 ENCODINGS = ("amplitude", "angle", "phase", "iqp", "zz", "iqp-embedding")
 REPS = {"zz": 2, "iqp-embedding": 1}
@@ -66,6 +67,31 @@ class Measured:
             found["of limit"] = self.floor_s / own
         return {name: found[name] for name in self.lines if name in found}
 
+    @property
+    def failed(self) -> bool:
+        """Whether QDP has no time."""
+        return self.own not in self.times
+
+    def record(self) -> dict[str, Any]:
+        """What the JSON holds."""
+        return {**asdict(self), "reached": self.reached()}
+
+    def text(self) -> str:
+        """A row for people."""
+        times = ", ".join(
+            f"{name} {1e6 * time['median_s']:,.1f} us" for name, time in self.times.items()
+        )
+        reached = self.reached()
+        lines = ", ".join(
+            f"{reached[name]:.2f}{'' if reached[name] >= line else '!'} {name} (line {line:g})"
+            for name, line in self.lines.items()
+            if name in reached
+        )
+        skipped = "".join(f"; {name}: {reason[:200]}" for name, reason in self.skipped.items())
+        error = "" if self.error is None else f"; apart by {self.error:.1e}"
+        lines = f"; {lines}" if lines else ""
+        return f"{self.name}: {times}{lines}{error}{skipped}"
+
 
 def main() -> int:
     args = parse_arguments()
@@ -75,22 +101,23 @@ def main() -> int:
     torch.manual_seed(2026)
     record = describe(device, threads)
     print(headline(record), flush=True)
-    makers = {"backward": backward, "step": step, "gram": gram}
-    rows: list[Measured] = []
+    makers: dict[str, Callable[..., Iterator[Measured | Compared]]]
+    makers = {"gradients": gradients, "backward": backward, "step": step, "gram": gram}
+    rows: list[Measured | Compared] = []
     for table in args.tables:
         began = time.perf_counter()
         for row in makers[table](device, quick=args.quick):
             rows.append(row)
-            if device == "cpu":
+            if device == "cpu" and isinstance(row, Measured):
                 row.lines = {}  # they are about a GPU
-            print(text(row), flush=True)
+            print(row.text(), flush=True)
             gc.collect()
             if device != "cpu":
                 torch.cuda.empty_cache()
         print(f"{table}: {time.perf_counter() - began:.0f} s", flush=True)
-    record["rows"] = [{**asdict(row), "reached": row.reached()} for row in rows]
-    save(record, rows, args.json_dir)
-    return 1 if any(row.own not in row.times for row in rows) else 0
+    record["rows"] = [row.record() for row in rows]
+    save(record, [row for row in rows if isinstance(row, Measured)], args.json_dir)
+    return 1 if any(row.failed for row in rows) else 0
 
 
 def parse_arguments() -> argparse.Namespace:
@@ -101,23 +128,6 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--json-dir", type=Path, default=Path(__file__).parent / "results")
     parser.add_argument("--quick", action="store_true", help="fewer rows, shorter measurements")
     return parser.parse_args()
-
-
-def text(row: Measured) -> str:
-    """A row for people."""
-    times = ", ".join(
-        f"{name} {1e6 * time['median_s']:,.1f} us" for name, time in row.times.items()
-    )
-    reached = row.reached()
-    lines = ", ".join(
-        f"{reached[name]:.2f}{'' if reached[name] >= line else '!'} {name} (line {line:g})"
-        for name, line in row.lines.items()
-        if name in reached
-    )
-    skipped = "".join(f"; {name}: {reason[:200]}" for name, reason in row.skipped.items())
-    error = "" if row.error is None else f"; apart by {row.error:.1e}"
-    lines = f"; {lines}" if lines else ""
-    return f"{row.name}: {times}{lines}{error}{skipped}"
 
 
 def run(row: Measured, name: str, call: Call, device: str, seconds: float) -> None:
@@ -289,7 +299,7 @@ def plot(record: dict[str, Any], rows: list[Measured], path: Path) -> None:
     """Draw how many times as long as QDP the others and the floor take."""
     from matplotlib.figure import Figure
 
-    shown = [row for row in rows if row.own in row.times]
+    shown = [row for row in rows if not row.failed]
     if not shown:
         return
     figure = Figure(figsize=(9, 1.5 + 0.22 * len(shown)), layout="constrained")
