@@ -170,6 +170,7 @@ impl Call<'_> {
                 Precision::Complex64 => DType::C64,
                 Precision::Complex128 => DType::C128,
             },
+            boolean: false,
             device,
             shape,
             strides: (shape.1 as isize, 1),

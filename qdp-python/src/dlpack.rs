@@ -3,8 +3,8 @@
 
 use crate::engine;
 use crate::errors::{Failure, Result};
-use crate::graph::GraphInput;
-use crate::layout::{dlpack_device, dlpack_dtype, dlpack_of_dtype};
+use crate::graph_input::GraphInput;
+use crate::layout::{dlpack_device, dlpack_dtype};
 use crate::state::StateBatch;
 use dlpark::ffi::{DLDevice, DLDeviceType, DLTensor};
 use dlpark::metadata::Dynamic;
@@ -39,7 +39,8 @@ pub(crate) fn export<M: ManagedTensorBase>(
     })
 }
 
-/// A managed tensor over an input of a replay, which it keeps.
+/// A managed tensor over an input of a replay, which it keeps. `IS_COPIED` is for one that was made
+/// for this export.
 pub(crate) fn export_input<M: ManagedTensorBase>(
     input: &GraphInput,
     flags: DlpackFlags,
@@ -53,9 +54,10 @@ pub(crate) fn export_input<M: ManagedTensorBase>(
     tensor
         .set_data(if empty { ptr::null_mut() } else { array.as_ptr().cast() })
         .set_device(dlpack_device(array.device()))
-        .set_dtype(dlpack_of_dtype(array.dtype()));
+        .set_dtype(input.dlpack_dtype());
     // SAFETY: shape and strides are the array's own; the clone that the tensor holds keeps its
-    // memory; no flag claims a copy.
+    // memory; IS_COPIED is only passed for an array that was copied for this export and is dropped
+    // after it.
     Ok(unsafe {
         tensor.set_flags_unchecked(flags);
         tensor.finish()

@@ -1,23 +1,15 @@
 //! `Graph`: encodes captured once and replayed.
 
-use crate::dlpack;
 use crate::errors::{Failure, Result};
-use crate::exchange::Table;
+use crate::graph_input::GraphInput;
 use crate::input::{Data, plain_array};
 use crate::options::{self, SpecArgs};
-use crate::state::{StateBatch, make_ready_for};
-use dlpark::DlpackFlags;
-use dlpark::python::{ExportAbi, ExportRequest};
-use numpy::npyffi::flags::NPY_ARRAY_WRITEABLE;
-use numpy::npyffi::{NpyTypes, PY_ARRAY_API, get_type_object, npy_intp};
-use numpy::{PyArrayDescr, PyArrayDescrMethods};
-use pyo3::exceptions::{PyBufferError, PyTypeError};
+use crate::state::StateBatch;
+use pyo3::intern;
 use pyo3::prelude::*;
 use pyo3::types::{PyDict, PyGenericAlias, PyString, PyTuple, PyType};
-use pyo3::{IntoPyObjectExt, intern};
-use qdp_core::graph::{Array, GraphSpec, InputSpec};
+use qdp_core::graph::{GraphSpec, InputSpec};
 use qdp_core::{DType, Device, EncodeSpec, Error, Input, Precision};
-use std::ffi::c_int;
 
 /// Batches of so few bytes are copied sooner than the GIL is given up and taken back.
 const QUICK_BYTES: usize = 64 << 10;
@@ -33,8 +25,15 @@ pub(crate) struct Graph {
     captured: qdp_core::Graph,
     /// Whether a replay is one batch of states and nothing else.
     plain: bool,
-    names: Vec<Py<PyString>>,
+    names: Vec<Name>,
     constants: Vec<(Py<PyString>, Py<GraphInput>)>,
+}
+
+/// An input beside the samples.
+struct Name {
+    name: Py<PyString>,
+    /// Truth values, which are bytes to the core.
+    boolean: bool,
 }
 
 /// What is captured, as Python values.
@@ -58,6 +57,7 @@ impl CaptureArgs<'_, '_> {
         precision: Option<Precision>,
     ) -> Result<Graph> {
         let inputs = self.inputs.map_or(Ok(Vec::new()), input_specs)?;
+        let (inputs, booleans): (Vec<_>, Vec<_>) = inputs.into_iter().unzip();
         let data = self.constants.map_or(Ok(Vec::new()), |constants| {
             constants
                 .iter()
@@ -65,10 +65,11 @@ impl CaptureArgs<'_, '_> {
                 .collect::<Result<Vec<(String, _)>>>()
         })?;
         let constants: Vec<_> = data.iter().map(|(name, data)| constant(name, data)).collect();
+        let dtype = self.input.map(|input| element("input", input)).transpose()?;
         let spec = GraphSpec {
             encodings: self.specs()?,
             sizes: sizes(self.batch_size)?,
-            dtype: self.input.map_or(Ok(DType::F64), |input| dtype("input", input))?,
+            dtype: dtype.map_or(DType::F64, |(dtype, _)| dtype),
             features: self.features.map(|value| options::size("features", value)).transpose()?,
             precision,
             validate_now: options::validate_now(self.validate)?,
@@ -78,11 +79,13 @@ impl CaptureArgs<'_, '_> {
         let single = self.encoding.is_instance_of::<PyString>();
         let plain = single && self.inputs.is_none() && self.constants.is_none();
         let intern = |name: &String| PyString::intern(py, name).unbind();
-        let names = graph.inputs().iter().map(|spec| intern(&spec.name)).collect();
-        let constants = graph
-            .constants()
-            .iter()
-            .map(|(name, array)| Ok((intern(name), Py::new(py, GraphInput::new(array.clone()))?)));
+        let names = graph.inputs().iter().zip(booleans);
+        let names = names.map(|(spec, boolean)| Name { name: intern(&spec.name), boolean });
+        let names = names.collect();
+        let constants = graph.constants().iter().zip(&data).map(|((name, array), (_, data))| {
+            let array = GraphInput::new(array.clone(), data.layout.boolean).constant();
+            Ok((intern(name), Py::new(py, array)?))
+        });
         let constants = constants.collect::<PyResult<_>>()?;
         Ok(Graph { captured: graph, plain, names, constants })
     }
@@ -142,8 +145,8 @@ fn sizes(value: &Bound<'_, PyAny>) -> Result<Vec<usize>> {
     items.map(|item| size(&item?)).collect()
 }
 
-/// An element type by its name, or as NumPy's or torch's.
-fn dtype(argument: &'static str, value: &Bound<'_, PyAny>) -> Result<DType> {
+/// An element type by its name, or as NumPy's or torch's, and whether it is bool.
+fn element(argument: &'static str, value: &Bound<'_, PyAny>) -> Result<(DType, bool)> {
     let name = if let Ok(name) = value.extract::<String>() {
         name
     } else if let Ok(class) = value.cast::<PyType>() {
@@ -152,19 +155,25 @@ fn dtype(argument: &'static str, value: &Bound<'_, PyAny>) -> Result<DType> {
         value.str()?.to_string()
     };
     let name = name.strip_prefix("torch.").unwrap_or(&name);
-    if name == "bool" {
-        return Ok(DType::U8);
+    // The last is the name of NumPy's class before NumPy 2.
+    if matches!(name, "bool" | "bool_") {
+        return Ok((DType::U8, true));
     }
-    name.parse().map_err(|_| options::invalid(argument, "the name of an element type", value))
+    let dtype = name.parse();
+    let dtype =
+        dtype.map_err(|_| options::invalid(argument, "the name of an element type", value))?;
+    Ok((dtype, false))
 }
 
-fn input_specs(inputs: &Bound<'_, PyDict>) -> Result<Vec<InputSpec>> {
+/// The inputs beside the samples, and whether they are bool.
+fn input_specs(inputs: &Bound<'_, PyDict>) -> Result<Vec<(InputSpec, bool)>> {
     let expected =
         "names with a shape and an element type, such as {\"labels\": ((None,), \"int64\")}";
     let spec = |(name, value): (Bound<'_, PyAny>, Bound<'_, PyAny>)| {
         let pair = value.extract::<(Vec<Option<usize>>, Bound<'_, PyAny>)>();
-        let (shape, element) = pair.map_err(|_| options::invalid("inputs", expected, &value))?;
-        Ok(InputSpec { name: name.extract()?, shape, dtype: dtype("inputs", &element)? })
+        let (shape, named) = pair.map_err(|_| options::invalid("inputs", expected, &value))?;
+        let (dtype, boolean) = element("inputs", &named)?;
+        Ok((InputSpec { name: name.extract()?, shape, dtype }, boolean))
     };
     inputs.iter().map(spec).collect()
 }
@@ -301,10 +310,10 @@ impl Graph {
             return self.run_with(py, samples, &[], stream);
         }
         let mut others = Vec::with_capacity(given);
-        for name in &self.names {
-            let value = inputs.map_or(Ok(None), |inputs| inputs.get_item(name))?;
+        for input in &self.names {
+            let value = inputs.map_or(Ok(None), |inputs| inputs.get_item(&input.name))?;
             let Some(value) = value else { return Err(self.wrong_inputs(py, inputs)) };
-            others.push(Other::import(value, self.captured.engine())?);
+            others.push(Other::import(value, input, self.captured.engine())?);
         }
         let others: Vec<_> = others.iter().map(Other::input).collect();
         self.run_with(py, samples, &others, stream)
@@ -335,8 +344,9 @@ impl Graph {
             replay.states.into_iter().map(|state| Py::new(py, StateBatch::new(state, false)));
         let states = states.collect::<PyResult<Vec<_>>>()?;
         let inputs = PyDict::new(py);
-        for (name, array) in self.names.iter().zip(replay.inputs) {
-            inputs.set_item(name, Py::new(py, GraphInput::new(array))?)?;
+        for (input, array) in self.names.iter().zip(replay.inputs) {
+            let array = GraphInput::new(array, input.boolean);
+            inputs.set_item(&input.name, Py::new(py, array)?)?;
         }
         for (name, array) in &self.constants {
             inputs.set_item(name, array)?;
@@ -347,7 +357,8 @@ impl Graph {
 
     #[cold]
     fn wrong_inputs(&self, py: Python<'_>, inputs: Option<&Bound<'_, PyDict>>) -> Failure {
-        let wanted: Vec<String> = self.names.iter().map(|name| name.bind(py).to_string()).collect();
+        let wanted: Vec<String> =
+            self.names.iter().map(|input| input.name.bind(py).to_string()).collect();
         let given = inputs.map_or(Vec::new(), |inputs| {
             inputs.keys().iter().map(|name| name.to_string()).collect::<Vec<_>>()
         });
@@ -362,11 +373,20 @@ enum Other<'py> {
 }
 
 impl<'py> Other<'py> {
-    fn import(value: Bound<'py, PyAny>, engine: &qdp_core::Engine) -> Result<Self> {
-        if plain_array(&value).is_some() {
+    fn import(value: Bound<'py, PyAny>, name: &Name, engine: &qdp_core::Engine) -> Result<Self> {
+        if !name.boolean && plain_array(&value).is_some() {
             return Ok(Self::Plain(value));
         }
-        Ok(Self::Data(Data::import(&value, engine, None)?))
+        let data = Data::import(&value, engine, None)?;
+        if name.boolean && !data.layout.boolean {
+            return Err(Error::DType {
+                argument: "inputs",
+                expected: format!("bool for {:?}", name.name.bind(value.py()).to_string()),
+                got: data.layout.dtype.to_string(),
+            }
+            .into());
+        }
+        Ok(Self::Data(data))
     }
 
     fn input(&self) -> Input<'_> {
@@ -408,147 +428,5 @@ impl Replay {
     fn __repr__(&self, py: Python<'_>) -> PyResult<String> {
         let (states, inputs) = (self.states.bind(py).repr()?, self.inputs.bind(py).repr()?);
         Ok(format!("Replay(states={states}, inputs={inputs})"))
-    }
-}
-
-/// An input of a replay, or a constant of its graph, on the graph's device.
-///
-/// On a CUDA device it may not be there yet: whoever imports it waits on its stream.
-#[pyclass(frozen, module = "qdp", name = "GraphInput")]
-pub(crate) struct GraphInput {
-    array: Array,
-    /// Shape and strides as DLPack has them.
-    shape: Vec<i64>,
-    strides: Vec<i64>,
-}
-
-impl GraphInput {
-    fn new(array: Array) -> Self {
-        let shape: Vec<i64> = array.shape().iter().map(|&size| size as i64).collect();
-        let strides = if let [_, columns] = *shape { vec![columns, 1] } else { vec![1] };
-        Self { array, shape, strides }
-    }
-
-    pub(crate) fn array(&self) -> &Array {
-        &self.array
-    }
-
-    pub(crate) fn dims(&self) -> (&[i64], &[i64]) {
-        (&self.shape, &self.strides)
-    }
-}
-
-#[pymethods]
-impl GraphInput {
-    /// Its shape.
-    #[getter]
-    fn shape<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyTuple>> {
-        PyTuple::new(py, &self.shape)
-    }
-
-    /// Name of its element type.
-    #[getter]
-    fn dtype(&self) -> String {
-        self.array.dtype().to_string()
-    }
-
-    /// Where it lies, `"cpu"` or `"cuda:N"`.
-    #[getter]
-    fn device(&self) -> String {
-        self.array.device().to_string()
-    }
-
-    fn __repr__(&self, py: Python<'_>) -> PyResult<String> {
-        let shape = self.shape(py)?.repr()?;
-        Ok(format!("GraphInput(shape={shape}, dtype={}, device='{}')", self.dtype(), self.device()))
-    }
-
-    /// As a NumPy array: without a copy on the CPU, after waiting and a copy on CUDA.
-    fn numpy<'py>(slf: &Bound<'py, Self>) -> Result<Bound<'py, PyAny>> {
-        let (py, this) = (slf.py(), slf.get());
-        let host = if this.array.device() == Device::Cpu {
-            slf.clone()
-        } else {
-            Bound::new(py, Self::new(py.detach(|| this.array.to_host())?))?
-        };
-        let this = host.get();
-        let name = this.array.dtype().to_string();
-        if name == "bfloat16" {
-            return Err(PyTypeError::new_err("NumPy has no bfloat16").into());
-        }
-        let descr = PyArrayDescr::new(py, name)?;
-        let size = this.array.dtype().size() as npy_intp;
-        let mut shape: Vec<npy_intp> = this.shape.iter().map(|&n| n as npy_intp).collect();
-        let mut strides: Vec<npy_intp> =
-            this.strides.iter().map(|&n| n as npy_intp * size).collect();
-        // SAFETY: the GIL is held. The memory holds the described elements, initialised and
-        // aligned, for as long as `host`, which becomes the array's base and so lives as long as
-        // the array. NumPy takes over the references to the dtype and to the base.
-        unsafe {
-            let array = PY_ARRAY_API.PyArray_NewFromDescr(
-                py,
-                get_type_object(py, NpyTypes::PyArray_Type),
-                descr.into_dtype_ptr(),
-                shape.len() as c_int,
-                shape.as_mut_ptr(),
-                strides.as_mut_ptr(),
-                this.array.as_ptr().cast(),
-                NPY_ARRAY_WRITEABLE,
-                std::ptr::null_mut(),
-            );
-            let array = Bound::from_owned_ptr_or_err(py, array)?;
-            let base = host.clone().into_ptr();
-            if PY_ARRAY_API.PyArray_SetBaseObject(py, array.as_ptr().cast(), base) != 0 {
-                return Err(PyErr::fetch(py).into());
-            }
-            Ok(array)
-        }
-    }
-
-    /// As a torch tensor on the same device, without a copy, ready on torch's current stream.
-    fn torch<'py>(slf: &Bound<'py, Self>) -> Result<Bound<'py, PyAny>> {
-        let py = slf.py();
-        let torch = py.import(intern!(py, "torch"))?;
-        let this = slf.get();
-        let Some(table) = Table::torch(py)? else {
-            return Ok(torch.call_method1(intern!(py, "from_dlpack"), (slf,))?);
-        };
-        if let Device::Cuda(ordinal) = this.array.device() {
-            this.array.make_ready_on(table.current_stream(py, ordinal)?)?;
-        }
-        Ok(table.to_python(py, dlpack::export_input(this, DlpackFlags::empty())?)?)
-    }
-
-    #[pyo3(signature = (*, stream=None, max_version=None, dl_device=None, copy=None))]
-    fn __dlpack__<'py>(
-        &self,
-        py: Python<'py>,
-        stream: Option<&Bound<'py, PyAny>>,
-        max_version: Option<(u32, u32)>,
-        dl_device: Option<(u32, i32)>,
-        copy: Option<bool>,
-    ) -> Result<Bound<'py, PyAny>> {
-        let request = ExportRequest::parse(stream, max_version, dl_device, copy)?;
-        let own = crate::layout::dlpack_device(self.array.device());
-        if copy == Some(true) || request.device().is_some_and(|device| device != own) {
-            let text = "an input of a graph is exported as it lies; copy the tensor made of it";
-            return Err(PyBufferError::new_err(text).into());
-        }
-        make_ready_for(self.array.device(), &request, |stream| self.array.make_ready_on(stream))?;
-        let none = DlpackFlags::empty();
-        let capsule = match request.abi() {
-            ExportAbi::Versioned => {
-                dlpack::export_input::<dlpark::ffi::DLManagedTensorVersioned>(self, none)?
-                    .into_bound_py_any(py)
-            }
-            ExportAbi::Legacy => dlpack::export_input::<dlpark::ffi::DLManagedTensor>(self, none)?
-                .into_bound_py_any(py),
-        };
-        capsule.map_err(Failure::Python)
-    }
-
-    /// DLPack's type and number of the device.
-    fn __dlpack_device__(&self) -> (u32, i32) {
-        crate::layout::dlpack_device(self.array.device()).into()
     }
 }

@@ -19,6 +19,8 @@ const MAX_NDIM: usize = 2;
 pub(crate) struct Layout {
     pub(crate) ptr: *mut u8,
     pub(crate) dtype: DType,
+    /// The bytes that `dtype` names are truth values.
+    pub(crate) boolean: bool,
     pub(crate) device: Device,
     /// Samples and values per sample.
     pub(crate) shape: (usize, usize),
@@ -49,7 +51,8 @@ impl Layout {
             rows = columns.saturating_mul(values as isize);
         }
         let single = shape.len() == 1;
-        Ok(Self { ptr, dtype, device, shape: (batch, values), strides: (rows, columns), single })
+        let (shape, strides) = ((batch, values), (rows, columns));
+        Ok(Self { ptr, dtype, boolean: false, device, shape, strides, single })
     }
 
     /// The layout of a DLPack tensor.
@@ -75,7 +78,9 @@ impl Layout {
         let ptr = tensor.data_ptr().cast::<u8>().cast_mut();
         let ptr = ptr.wrapping_add(tensor.byte_offset() as usize);
         let source = (ptr, dtype, device);
+        let boolean = DLDataType::BOOL.matches(tensor.dtype());
         let layout = Self::new(argument, source, &shape[..ndim], &strides[..ndim])?;
+        let layout = Self { boolean, ..layout };
         layout.check_alignment(argument, layout.natural_alignment())?;
         Ok(layout)
     }
@@ -113,7 +118,8 @@ impl Layout {
         // SAFETY: the array is alive while it is borrowed, and NumPy keeps the pointer in it.
         let ptr = unsafe { (*array.as_array_ptr()).fields.data.cast::<u8>() };
         let strides: Vec<isize> = array.strides().iter().map(|stride| stride / size).collect();
-        Self::new(argument, (ptr, dtype, Device::Cpu), array.shape(), &strides).map(Some)
+        let layout = Self::new(argument, (ptr, dtype, Device::Cpu), array.shape(), &strides)?;
+        Ok(Some(Self { boolean: descr.kind() == b'b', ..layout }))
     }
 
     /// The element type as that of a state.

@@ -19,6 +19,7 @@ mod exchange;
 mod future;
 mod gradient;
 mod graph;
+mod graph_input;
 mod info;
 mod input;
 mod interrupt;
@@ -46,7 +47,9 @@ mod _qdp {
     #[pymodule_export]
     use crate::gradient::encode_backward;
     #[pymodule_export]
-    use crate::graph::{Graph, GraphInput, Replay};
+    use crate::graph::{Graph, Replay};
+    #[pymodule_export]
+    use crate::graph_input::GraphInput;
     #[pymodule_export]
     use crate::info::device_info;
     #[pymodule_export]

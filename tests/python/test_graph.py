@@ -319,6 +319,81 @@ class TestInputs:
                 assert tensor.dtype == tensors[name].dtype
                 np.testing.assert_array_equal(tensor.cpu().numpy(), value)
 
+    @pytest.mark.parametrize("name", ["bool", np.bool_, np.dtype(bool), bool])
+    def test_truth_values_stay_truth_values(
+        self, name: Any, engine: qdp.Engine, torch: Any
+    ) -> None:
+        x, mask = samples(4), np.array([True, False, False, True])
+        marks = np.eye(2, dtype=bool)
+        graph = engine.capture(
+            8, "angle", 8, inputs={"mask": ((None,), name)}, constants={"marks": marks}
+        )
+        for given in (mask, torch.from_numpy(mask), mask.tolist(), np.repeat(mask, 2)[::2]):
+            replay = graph.replay(x, mask=given)
+            for key, want in (("mask", mask), ("marks", marks)):
+                array = replay.inputs[key]
+                assert array.dtype == "bool"
+                assert "dtype=bool" in repr(array)
+                assert array.numpy().dtype == np.bool_
+                np.testing.assert_array_equal(~array.numpy(), ~want)
+                for tensor in (array.torch(), torch.from_dlpack(array)):
+                    assert tensor.dtype == torch.bool
+                    np.testing.assert_array_equal((~tensor).cpu().numpy(), ~want)
+        for wrong in (np.array([7, 9, 0, 1], np.uint8), torch.tensor([7, 9, 0, 1]), [0, 1, 0, 1]):
+            with pytest.raises(qdp.DTypeError, match='inputs: expected dtype bool for "mask"'):
+                graph.replay(x, mask=wrong)
+        with pytest.raises(qdp.ShapeError, match=r"^inputs: "):
+            graph.replay(x, mask=mask[:2])
+
+    def test_bytes_stay_bytes(self, engine: qdp.Engine, torch: Any) -> None:
+        constant = np.array([1, 9], np.uint8)
+        graph = engine.capture(
+            8, "angle", 8, inputs={"level": ((None,), "uint8")}, constants={"c": constant}
+        )
+        level = np.array([7, 9], np.uint8)
+        replay = graph.replay(samples(2), level=level)
+        for key, want in (("level", level), ("c", constant)):
+            array = replay.inputs[key]
+            assert array.dtype == array.numpy().dtype.name == "uint8"
+            assert array.torch().dtype == torch.uint8
+            np.testing.assert_array_equal(array.numpy(), want)
+
+    def test_constants_are_nobodys_to_write(self, engine: qdp.Engine, torch: Any) -> None:
+        """All replays share them, so whoever may write gets a copy."""
+        graph = engine.capture(8, "angle", 8, constants={"c": np.arange(2), "empty": np.zeros(0)})
+
+        def constant() -> Any:
+            return graph.replay(samples(2)).inputs["c"]
+
+        array = constant().numpy()
+        if engine.device == "cpu":
+            with pytest.raises(ValueError, match="read-only"):
+                array[0] = 99
+            with pytest.raises(ValueError, match="WRITEABLE"):
+                array.setflags(write=True)
+            torch.from_dlpack(constant())[0] = 99
+            constant().__dlpack__(copy=True)
+            with pytest.raises(BufferError, match="exported as a copy"):
+                constant().__dlpack__(copy=False)
+        else:
+            array[0] = 99
+        tensor = constant().torch()
+        assert str(tensor.device) == engine.device
+        tensor[0] = 99
+        np.testing.assert_array_equal(constant().numpy(), [0, 1])
+        np.testing.assert_array_equal(constant().torch().cpu(), [0, 1])
+        assert graph.replay(samples(2)).inputs["empty"].torch().shape == (0,)
+
+    @pytest.mark.usefixtures("torch")
+    def test_inputs_are_their_replays_to_write(self, engine: qdp.Engine) -> None:
+        graph = engine.capture(8, "angle", 8, inputs={"labels": ((None,), "int64")})
+        labels = np.arange(3)
+        first, second = (graph.replay(samples(3), labels=labels).inputs["labels"] for _ in range(2))
+        first.torch()[0] = 99
+        np.testing.assert_array_equal(first.numpy(), [99, 1, 2])
+        np.testing.assert_array_equal(second.numpy(), [0, 1, 2])
+        np.testing.assert_array_equal(labels, [0, 1, 2])
+
     def test_have_to_be_those_of_the_capture(self, engine: qdp.Engine) -> None:
         graph = engine.capture(8, "angle", 16, inputs=INPUTS)
         x, given = samples(16), others(16)

@@ -53,7 +53,8 @@ impl Array {
         }
     }
 
-    /// Address of the first value, on [`Self::device`].
+    /// Address of the first value, on [`Self::device`]. Clones have the same, and so do all replays'
+    /// arrays of a constant: what writes there has to know that nobody reads.
     pub fn as_ptr(&self) -> *mut u8 {
         let base = match &*self.storage {
             Storage::Host(buffer) => buffer.as_ptr(),
@@ -83,15 +84,27 @@ impl Array {
     pub fn to_host(&self) -> Result<Self> {
         match &*self.storage {
             Storage::Host(_) => Ok(self.clone()),
+            Storage::Device(_) => self.copied_to_host(),
+        }
+    }
+
+    /// The values in host memory that is nobody else's, after waiting.
+    pub fn copied_to_host(&self) -> Result<Self> {
+        let bytes = self.num_bytes();
+        let buffer = HostBuffer::new(bytes as u128)?;
+        match &*self.storage {
+            // SAFETY: the storage holds so many bytes from there, as `as_bytes` says, and the
+            // buffer, which is new, has room for them.
+            Storage::Host(_) => unsafe {
+                std::ptr::copy_nonoverlapping(self.as_ptr(), buffer.as_ptr(), bytes);
+            },
             Storage::Device(memory) => {
-                let bytes = self.num_bytes();
-                let buffer = HostBuffer::new(bytes as u128)?;
                 let rows = (1, bytes, bytes);
                 memory.copy_to_host(self.as_ptr() as u64, buffer.as_ptr(), rows)?;
-                let storage = Arc::new(Storage::Host(buffer));
-                Ok(Self { storage, offset: 0, ..self.clone() })
             }
         }
+        let storage = Arc::new(Storage::Host(buffer));
+        Ok(Self { storage, offset: 0, ..self.clone() })
     }
 
     /// The values' bytes, where they are on the host.
@@ -107,7 +120,8 @@ impl Array {
             });
         }
         // SAFETY: the storage holds so many bytes from there, initialised, for as long as `self`,
-        // and nobody writes them.
+        // and no function of this crate writes them. Who writes through `as_ptr` knows that this
+        // slice is not in use, as is said there.
         Ok(unsafe { std::slice::from_raw_parts(self.as_ptr(), self.num_bytes()) })
     }
 }

@@ -447,8 +447,11 @@ def gram(
     ``out``, an array or a tensor of the result's shape and dtype (a ``numpy.memmap``, say), the
     result is written there; :func:`qdp.gram_blocks` is for results that need not be kept.
 
+    Neither autocast nor what torch was told about float32 (TF32, say) changes the precision.
+
     Raises what :meth:`qdp.Engine.encode` raises about arguments and, on the host, about values. A
-    bad value on a GPU gives NaN in its row, and :func:`qdp.torch.check` raises.
+    bad value on a GPU gives NaN in its row, and :func:`qdp.torch.check` raises. ``torch.func`` and
+    forward-mode differentiation are refused with a ``RuntimeError``.
     """
     options = {
         "rotation": rotation,

@@ -196,7 +196,8 @@ class Engine:
         ``inputs`` names small arrays that come with each batch, with a shape of one or two
         dimensions and an element type: ``{"labels": ((None,), "int64")}``, where ``None`` stands
         for the number of samples. They travel with the samples in one copy. ``constants`` are
-        arrays by name that are copied now. ``validate`` is for samples on the device.
+        arrays by name that are copied now; all replays share them. ``validate`` is for samples on
+        the device.
 
         Returns a :class:`qdp.Graph`, whose ``replay(data, **inputs)`` returns a
         :class:`qdp.StateBatch`, or a :class:`qdp.Replay` where there are several encodings,
@@ -402,6 +403,9 @@ class GraphInput:
     """An input of a replay, or a constant of its graph, on the graph's device.
 
     On a CUDA device it may not be there yet: whoever imports it waits on its stream.
+
+    The memory of an input is its replay's own. That of a constant is shared by all replays and is
+    not to be written to: :meth:`torch`, and on the CPU ``__dlpack__``, give copies.
     """
 
     @property
@@ -410,8 +414,15 @@ class GraphInput:
     def dtype(self) -> str: ...
     @property
     def device(self) -> str: ...
-    def numpy(self) -> npt.NDArray[Any]: ...
-    def torch(self) -> Any: ...
+    def numpy(self) -> npt.NDArray[Any]:
+        """As a NumPy array: without a copy on the CPU, where constants are read-only."""
+
+    def torch(self) -> Any:
+        """As a torch tensor on the same device, ready on torch's current stream.
+
+        Without a copy, but of a constant, which all replays share.
+        """
+
     def __dlpack__(
         self,
         *,
