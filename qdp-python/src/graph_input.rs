@@ -158,13 +158,14 @@ impl GraphInput {
         let py = slf.py();
         let torch = py.import(intern!(py, "torch"))?;
         let this = slf.get();
-        let Some(table) = Table::torch(py)? else {
-            return Ok(torch.call_method1(intern!(py, "from_dlpack"), (slf,))?);
+        let tensor = if let Some(table) = Table::torch(py)? {
+            if let Device::Cuda(ordinal) = this.array.device() {
+                this.array.make_ready_on(table.current_stream(py, ordinal)?)?;
+            }
+            table.to_python(py, dlpack::export_input(this, DlpackFlags::empty())?)?
+        } else {
+            torch.call_method1(intern!(py, "from_dlpack"), (slf,))?
         };
-        if let Device::Cuda(ordinal) = this.array.device() {
-            this.array.make_ready_on(table.current_stream(py, ordinal)?)?;
-        }
-        let tensor = table.to_python(py, dlpack::export_input(this, DlpackFlags::empty())?)?;
         if this.constant { Ok(tensor.call_method0(intern!(py, "clone"))?) } else { Ok(tensor) }
     }
 
