@@ -197,7 +197,7 @@ class TestGraph:
         held = []
         with torch.cuda.graph(captured):
             y = x * 2
-            held = [graph.replay(data) for data in batches[:4]]  # as many slots: nothing is allocated
+            held = [graph.replay(data) for data in batches[:4]]  # a slot each: no allocation
         captured.replay()
         assert y.tolist() == [2.0] * 4
         for data, state in zip(batches, held, strict=False):
