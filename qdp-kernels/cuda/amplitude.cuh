@@ -59,6 +59,45 @@ __device__ __forceinline__ void settle(Unit<T, R> (&units)[MAX_UNITS]) {
     }
 }
 
+// Reads a thread's units of a row of `features` values: those at `first`, `first + step` and so on,
+// with zeros behind the features. `whole` says that all are there and aligned. What describes the row
+// is taken by reference: it is then read where it is used, and holds no registers before.
+template <Read READ, class T, class R>
+__device__ __forceinline__ void load_units(Unit<T, R> (&units)[MAX_UNITS], const T* in,
+                                           const int64_t& stride, const uint64_t& features,
+                                           const uint64_t& first, const uint32_t& step,
+                                           bool whole) {
+    if (whole) {
+        const T* from = in + first;
+        if constexpr (READ == Read::FIRST) {
+            from = cuda::associate_access_property(from, cuda::access_property::persisting());
+        } else if constexpr (READ == Read::AGAIN) {
+            from = cuda::associate_access_property(from, cuda::access_property::streaming());
+        }
+#pragma unroll
+        for (uint32_t u = 0; u < MAX_UNITS; ++u) {
+            units[u] = *reinterpret_cast<const Unit<T, R>*>(from + u * step);
+        }
+    } else {
+        const bool aligned =
+            stride == 1 && reinterpret_cast<uintptr_t>(in) % alignof(Unit<T, R>) == 0;
+#pragma unroll
+        for (uint32_t u = 0; u < MAX_UNITS; ++u) {
+            const uint64_t i = first + u * step;
+            units[u] = {};
+            if (aligned && i + UNIT<R> <= features) {
+                units[u] = *reinterpret_cast<const Unit<T, R>*>(in + i);
+            } else {
+#pragma unroll
+                for (uint32_t k = 0; k < UNIT<R>; ++k) {
+                    if (i + k >= features) break;
+                    units[u].x[k] = in[static_cast<int64_t>(i + k) * stride];
+                }
+            }
+        }
+    }
+}
+
 // What a thread has of a row: the units at `first`, `first + step` and so on.
 template <class T, class R>
 struct Part {
@@ -85,35 +124,7 @@ struct Part {
     __device__ __forceinline__ void load() {
         const T* const in =
             static_cast<const T*>(args.input) + static_cast<int64_t>(row) * args.row_stride;
-        if (whole()) {
-            const T* from = in + first;
-            if constexpr (READ == Read::FIRST) {
-                from = cuda::associate_access_property(from, cuda::access_property::persisting());
-            } else if constexpr (READ == Read::AGAIN) {
-                from = cuda::associate_access_property(from, cuda::access_property::streaming());
-            }
-#pragma unroll
-            for (uint32_t u = 0; u < MAX_UNITS; ++u) {
-                units[u] = *reinterpret_cast<const Unit<T, R>*>(from + u * step);
-            }
-        } else {
-            const bool aligned = args.col_stride == 1 &&
-                                 reinterpret_cast<uintptr_t>(in) % alignof(Unit<T, R>) == 0;
-#pragma unroll
-            for (uint32_t u = 0; u < MAX_UNITS; ++u) {
-                const uint64_t i = first + u * step;
-                units[u] = {};
-                if (aligned && i + UNIT<R> <= args.features) {
-                    units[u] = *reinterpret_cast<const Unit<T, R>*>(in + i);
-                } else {
-#pragma unroll
-                    for (uint32_t k = 0; k < UNIT<R>; ++k) {
-                        if (i + k >= args.features) break;
-                        units[u].x[k] = in[static_cast<int64_t>(i + k) * args.col_stride];
-                    }
-                }
-            }
-        }
+        load_units<READ>(units, in, args.col_stride, args.features, first, step, whole());
         settle(units);
     }
 

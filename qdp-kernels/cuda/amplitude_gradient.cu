@@ -95,45 +95,16 @@ struct GradientPart {
     }
 
     // With zeros behind the features.
-    template <Read READ, class V>
-    __device__ __forceinline__ void load(Unit<V, R> (&units)[MAX_UNITS], const V* in,
-                                         int64_t stride, bool whole) {
-        if (whole) {
-            const V* from = in + first;
-            if constexpr (READ == Read::FIRST) {
-                from = cuda::associate_access_property(from, cuda::access_property::persisting());
-            } else if constexpr (READ == Read::AGAIN) {
-                from = cuda::associate_access_property(from, cuda::access_property::streaming());
-            }
-#pragma unroll
-            for (uint32_t u = 0; u < MAX_UNITS; ++u) {
-                units[u] = *reinterpret_cast<const Unit<V, R>*>(from + u * step);
-            }
-        } else {
-            const bool aligned =
-                stride == 1 && reinterpret_cast<uintptr_t>(in) % alignof(Unit<V, R>) == 0;
-#pragma unroll
-            for (uint32_t u = 0; u < MAX_UNITS; ++u) {
-                const uint64_t i = first + u * step;
-                units[u] = {};
-                if (aligned && i + UNIT<R> <= args.features) {
-                    units[u] = *reinterpret_cast<const Unit<V, R>*>(in + i);
-                } else {
-#pragma unroll
-                    for (uint32_t k = 0; k < UNIT<R>; ++k) {
-                        if (i + k >= args.features) break;
-                        units[u].x[k] = in[static_cast<int64_t>(i + k) * stride];
-                    }
-                }
-            }
-        }
-    }
     template <Read READ>
     __device__ __forceinline__ void load() {
         const bool all = whole();
-        load<READ>(x, row_of<T>(args.input, row, args.row_stride), args.col_stride, all);
+        const int64_t x_stride = args.col_stride;
+        const T* const xs = row_of<T>(args.input, row, args.row_stride);
+        load_units<READ>(x, xs, x_stride, args.features, first, step, all);
         const Cotangent& of = args.cotangent;
-        load<READ>(g, row_of<Complex<R>>(of.values, row, of.row_stride), of.col_stride, all);
+        const int64_t g_stride = of.col_stride;
+        const Complex<R>* const gs = row_of<Complex<R>>(of.values, row, of.row_stride);
+        load_units<READ>(g, gs, g_stride, args.features, first, step, all);
         settle(x);
         settle(g);
     }
