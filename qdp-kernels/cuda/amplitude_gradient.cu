@@ -13,55 +13,14 @@
 
 #include <cooperative_groups.h>
 
-#include "amplitude.cuh"
-#include "gradient.cuh"
+#include "amplitude_gradient.cuh"
 
 namespace qdp {
 
-// The two sums of a row or of its part.
-struct RowSums {
-    double square, product;
-};
-
-struct AmplitudeGradientArgs : GradientArgs {
-    uint32_t group;      // threads of a short row, a power of two
-    uint32_t total_lag;  // how many chunks behind its last one a long row is added up
-    uint64_t write_lag;  // how many chunks behind the sums gradients of long rows are written
-    uint64_t chunks;     // of a long row
-    Slot* sums;          // [chunk][square, product] of long rows, cleared before
-    Slot* totals;        // [row][square, product], behind the sums
-};
-
 // Mirrored and explained in qdp-core/src/cuda/kernels/gradient/amplitude.rs.
 constexpr uint32_t MAX_GRADIENT_GROUP = 512;
-constexpr uint32_t GRADIENT_THREADS = 256;    // of a chunk of a long row
+constexpr uint32_t GRADIENT_THREADS = 256;   // of a chunk of a long row
 constexpr uint32_t MAX_EACH_GRADIENT = 512;  // chunks of a row that each block adds up for itself
-
-template <class T>
-__device__ __forceinline__ T from_complex(Complex<double> z) {
-    return static_cast<T>(z.re);
-}
-template <>
-__device__ __forceinline__ __half from_complex(Complex<double> z) {
-    return __double2half(z.re);
-}
-template <>
-__device__ __forceinline__ __nv_bfloat16 from_complex(Complex<double> z) {
-    return __double2bfloat16(z.re);
-}
-template <>
-__device__ __forceinline__ Complex<float> from_complex(Complex<double> z) {
-    return round_to<float>(z);
-}
-template <>
-__device__ __forceinline__ Complex<double> from_complex(Complex<double> z) {
-    return z;
-}
-
-template <class T>
-constexpr bool IS_COMPLEX = false;
-template <class R>
-constexpr bool IS_COMPLEX<Complex<R>> = true;
 
 // What a thread has of a row and its cotangent: the units at `first`, `first + step` and so on.
 template <class T, class R>
@@ -112,26 +71,12 @@ struct GradientPart {
     __device__ __forceinline__ RowSums sums() const {
         RowSums sums = {0.0, 0.0};
 #pragma unroll
-        for (uint32_t u = 0; u < MAX_UNITS; ++u) {
-#pragma unroll
-            for (uint32_t k = 0; k < UNIT<R>; ++k) {
-                const Complex<double> a = to_complex(x[u].x[k]), b = to_complex(g[u].x[k]);
-                sums.square += a.re * a.re;
-                sums.product += a.re * b.re;
-                if (IS_COMPLEX<T>) {
-                    sums.square += a.im * a.im;
-                    sums.product += a.im * b.im;
-                }
-            }
-        }
+        for (uint32_t u = 0; u < MAX_UNITS; ++u) add(sums, x[u], g[u]);
         return sums;
     }
 
-    // Writes the gradient. The inverse of a bad row's norm is NaN, and so is all that it multiplies.
     __device__ __forceinline__ void store(RowSums sums) const {
-        const bool valid = isfinite(sums.square) && sums.square >= MIN_NORM_SQUARED;
-        const double inverse = valid ? rsqrt(sums.square) : not_a_number<double>().re;
-        const double along = sums.product * inverse * inverse;
+        const RowGradient gradient(sums);
         T* const out = static_cast<T*>(args.output) + row * args.output_stride + first;
         const bool all = whole();
         const bool aligned = reinterpret_cast<uintptr_t>(out) % alignof(Unit<T, R>) == 0;
@@ -139,12 +84,7 @@ struct GradientPart {
         for (uint32_t u = 0; u < MAX_UNITS; ++u) {
             const uint64_t i = first + u * step;
             if (!all && i >= args.features) break;
-            Unit<T, R> unit;
-#pragma unroll
-            for (uint32_t k = 0; k < UNIT<R>; ++k) {
-                const Complex<double> a = to_complex(x[u].x[k]), b = to_complex(g[u].x[k]);
-                unit.x[k] = from_complex<T>((b - a * along) * inverse);
-            }
+            const Unit<T, R> unit = gradient.of(x[u], g[u]);
             if (all || (aligned && i + UNIT<R> <= args.features)) {
                 *reinterpret_cast<Unit<T, R>*>(out + u * step) = unit;
             } else {
@@ -213,15 +153,6 @@ __device__ void amplitude_gradient_cluster(const AmplitudeGradientArgs& args) {
 __device__ inline void amplitude_gradient_clear(const AmplitudeGradientArgs& args) {
     Slot* const slot = args.sums + static_cast<uint64_t>(blockIdx.x) * blockDim.x + threadIdx.x;
     if (slot < args.totals + 2 * args.batch) *slot = 0;
-}
-
-// As `publish` and `await`, of two sums, the second of any sign: minus zero stands for zero.
-__device__ __forceinline__ void publish(Slot* slots, RowSums sums) {
-    publish(slots[0], sums.square);
-    publish(slots[1], sums.product == 0.0 ? 0.0 : sums.product);
-}
-__device__ __forceinline__ RowSums await_both(Slot* slots) {
-    return {await(slots[0]), await(slots[1])};
 }
 
 // The sums of a long row, from those of its chunks.
