@@ -23,9 +23,12 @@ pub struct LaunchOptions {
     /// Blocks of a cluster, which run together and see each other's shared memory; none with 0 or
     /// 1. The grid's first extent has to be a multiple of it, and the device to have clusters.
     pub cluster: u32,
+    /// Runs all blocks of the grid at once, so that they may wait for each other; more than the
+    /// device can hold are an error.
+    pub cooperative: bool,
 }
 
-const MAX_ATTRIBUTES: usize = 2;
+const MAX_ATTRIBUTES: usize = 3;
 
 /// Launches `function` with `params` as its one parameter, passed by value. Allocates nothing. An
 /// empty grid launches nothing.
@@ -114,6 +117,11 @@ impl LaunchOptions {
                 CUlaunchAttributeValue_union__bindgen_ty_1 { x: self.cluster, y: 1, z: 1 };
             count += 1;
         }
+        if self.cooperative {
+            attributes[count].id = CUlaunchAttributeID::CU_LAUNCH_ATTRIBUTE_COOPERATIVE;
+            attributes[count].value.cooperative = 1;
+            count += 1;
+        }
         count
     }
 }
@@ -163,5 +171,11 @@ mod tests {
         // SAFETY: the cluster's extents were written just now.
         let extents = unsafe { attributes[1].value.clusterDim };
         assert_eq!((extents.x, extents.y, extents.z), (4, 1, 1));
+
+        let all = LaunchOptions { cooperative: true, ..both };
+        assert_eq!(all.write_to(&mut attributes), MAX_ATTRIBUTES);
+        assert_eq!(attributes[2].id, CUlaunchAttributeID::CU_LAUNCH_ATTRIBUTE_COOPERATIVE);
+        // SAFETY: the flag was written just now.
+        assert_eq!(unsafe { attributes[2].value.cooperative }, 1);
     }
 }

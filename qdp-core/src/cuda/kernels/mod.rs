@@ -204,17 +204,17 @@ impl Shape {
         stream: LaunchStream,
     ) -> Result<()> {
         // SAFETY: passed on to the caller.
-        unsafe { self.launch_in_clusters(1, function, args, stream) }
+        unsafe { self.launch_as(LaunchOptions::default(), function, args, stream) }
     }
 
-    /// [`Self::launch`] with so many blocks to a cluster, of which the grid is a multiple.
+    /// [`Self::launch`] with options; whether it overlaps what precedes it is the stream's.
     ///
     /// # Safety
     ///
     /// As for [`launch_with`].
-    unsafe fn launch_in_clusters<P: Copy>(
+    unsafe fn launch_as<P: Copy>(
         self,
-        cluster: u32,
+        options: LaunchOptions,
         function: &Function,
         args: &P,
         stream: LaunchStream,
@@ -222,7 +222,7 @@ impl Shape {
         let grid = (self.blocks.min(i32::MAX as u64) as u32, 1, 1);
         let block = (self.threads, 1, 1);
         let LaunchStream { stream, overlap_previous } = stream;
-        let options = LaunchOptions { overlap_previous, cluster };
+        let options = LaunchOptions { overlap_previous, ..options };
         // SAFETY: passed on to the caller.
         unsafe { launch_with(function, grid, block, self.shared, stream, args, options) }
     }

@@ -1,0 +1,308 @@
+// Gradients by the amplitudes of long rows that the shared memory of all multiprocessors can hold:
+// one read and one write of what a row twice through the L2 cache would cost half as much again.
+//
+// The chunks of all rows are dealt to the blocks, one to a multiprocessor, in turn. In each block
+// one thread copies chunks into the slots of a ring as they become free, some warps sum them, and
+// others wait for the sums of a row, write the gradient and free the slots. The three are apart by
+// as much as the ring holds, so reads of the next rows go on while a row waits for its sums and
+// while it is written.
+//
+// Blocks wait for each other, so the launch has to be cooperative: all run at once. None waits for
+// what it holds up itself: chunks are freed in the order in which they come, and a row's chunks fit
+// in the slots.
+
+#include <cuda/ptx>
+
+#include "amplitude_gradient.cuh"
+
+namespace qdp {
+
+// Mirrored and explained in qdp-core/src/cuda/kernels/gradient/amplitude.rs.
+constexpr uint32_t RING_BYTES = 16384;  // of the cotangent in a slot
+constexpr uint32_t MAX_RING_SLOTS = 16;
+#ifndef RING_TUNING
+#define RING_TUNING
+constexpr uint32_t RING_SUMMERS = 256, RING_SUM_TEAMS = 1;
+constexpr uint32_t RING_WRITERS = 256, RING_WRITE_TEAMS = 2;
+#endif
+
+// The chunks of a block that one of several teams takes, in order: every so many-th.
+template <class T, class R>
+struct RingTurn {
+    static constexpr uint32_t CHUNK = RING_BYTES / sizeof(Complex<R>);  // features
+    static constexpr uint32_t SLOT_BYTES = CHUNK * (sizeof(Complex<R>) + sizeof(T));
+
+    const AmplitudeGradientArgs& args;
+    uint32_t teams, row_step, chunk_step;  // from one chunk to the next
+    uint64_t row;
+    uint32_t chunk, slot;
+    bool odd = false;  // how often the ring was gone round
+
+    __device__ __forceinline__ RingTurn(const AmplitudeGradientArgs& args, uint32_t team,
+                                        uint32_t teams)
+        : args(args), teams(teams), slot(team) {
+        const uint32_t chunks = static_cast<uint32_t>(args.chunks);
+        const uint32_t first = team * gridDim.x + blockIdx.x, step = teams * gridDim.x;
+        row = first / chunks;
+        chunk = first % chunks;
+        row_step = step / chunks;
+        chunk_step = step % chunks;
+    }
+
+    __device__ __forceinline__ bool more() const { return row < args.batch; }
+
+    __device__ __forceinline__ void next() {
+        slot += teams;
+        if (slot >= args.slots) {
+            slot -= args.slots;
+            odd = !odd;
+        }
+        row += row_step;
+        chunk += chunk_step;
+        if (chunk >= args.chunks) {
+            chunk -= static_cast<uint32_t>(args.chunks);
+            ++row;
+        }
+    }
+
+    __device__ __forceinline__ uint64_t first() const { return uint64_t{chunk} * CHUNK; }
+    __device__ __forceinline__ uint32_t features() const {
+        return static_cast<uint32_t>(min(uint64_t{CHUNK}, args.features - first()));
+    }
+    __device__ __forceinline__ const Complex<R>* cotangent() const {
+        return static_cast<const Complex<R>*>(args.cotangent.values) +
+               static_cast<int64_t>(row) * args.cotangent.row_stride + first();
+    }
+    __device__ __forceinline__ const T* input() const {
+        return static_cast<const T*>(args.input) + static_cast<int64_t>(row) * args.row_stride +
+               first();
+    }
+    __device__ __forceinline__ T* output() const {
+        return static_cast<T*>(args.output) + row * args.output_stride + first();
+    }
+
+    // Its slot: the cotangent, then the features.
+    __device__ __forceinline__ unsigned char* held(unsigned char* memory) const {
+        return memory + slot * SLOT_BYTES;
+    }
+    static __device__ __forceinline__ const Unit<Complex<R>, R>& g(const unsigned char* held,
+                                                                   uint32_t feature) {
+        return reinterpret_cast<const Unit<Complex<R>, R>*>(held)[feature / UNIT<R>];
+    }
+    static __device__ __forceinline__ const Unit<T, R>& x(const unsigned char* held,
+                                                          uint32_t feature) {
+        held += CHUNK * sizeof(Complex<R>);
+        return reinterpret_cast<const Unit<T, R>*>(held)[feature / UNIT<R>];
+    }
+};
+
+#if __CUDA_ARCH__ >= 900
+
+__device__ __forceinline__ void await_phase(uint64_t& barrier, bool odd) {
+    while (!cuda::ptx::mbarrier_try_wait_parity(&barrier, odd)) {
+    }
+}
+
+// Sums over a team of `THREADS` threads, which meet at a barrier of their own.
+template <uint32_t THREADS>
+__device__ __forceinline__ RowSums team_sums(RowSums sums, uint32_t barrier,
+                                             RowSums (&warps)[THREADS / 32]) {
+    const auto add_lanes = [&](uint32_t lanes) {
+        for (uint32_t offset = lanes / 2; offset > 0; offset >>= 1) {
+            sums.square += __shfl_xor_sync(0xffffffff, sums.square, offset);
+            sums.product += __shfl_xor_sync(0xffffffff, sums.product, offset);
+        }
+    };
+    add_lanes(32);
+    if (threadIdx.x % 32 == 0) warps[threadIdx.x / 32 % (THREADS / 32)] = sums;
+    __barrier_sync_count(barrier, THREADS);
+    sums = warps[threadIdx.x % (THREADS / 32)];
+    add_lanes(THREADS / 32);
+    return sums;
+}
+
+// Copies the chunks in.
+template <class T, class R>
+__device__ __forceinline__ void ring_read(const AmplitudeGradientArgs& args, unsigned char* memory,
+                                          uint64_t* full, uint64_t* empty) {
+    namespace ptx = cuda::ptx;
+    uint32_t filled = 0;
+    for (RingTurn<T, R> at(args, 0, 1); at.more(); at.next()) {
+        if (filled == args.slots) {
+#ifdef RING_PREFETCH
+            RingTurn<T, R> ahead = at;
+            for (uint32_t i = 0; i < RING_PREFETCH; ++i) ahead.next();
+            if (ahead.more()) {
+                asm volatile("cp.async.bulk.prefetch.L2.global [%0], %1;" ::"l"(ahead.cotangent()), "r"(ahead.features() * uint32_t(sizeof(Complex<R>))) : "memory");
+                asm volatile("cp.async.bulk.prefetch.L2.global [%0], %1;" ::"l"(ahead.input()), "r"(ahead.features() * uint32_t(sizeof(T))) : "memory");
+            }
+#endif
+            await_phase(empty[at.slot], !at.odd);
+        } else {
+            ++filled;
+        }
+        const uint32_t g_bytes = at.features() * sizeof(Complex<R>);
+        const uint32_t x_bytes = at.features() * sizeof(T);
+        unsigned char* const to = at.held(memory);
+        uint64_t* const barrier = &full[at.slot];
+        ptx::mbarrier_arrive_expect_tx(ptx::sem_release, ptx::scope_cta, ptx::space_shared, barrier,
+                                       g_bytes + x_bytes);
+        ptx::cp_async_bulk(ptx::space_cluster, ptx::space_global, to, at.cotangent(), g_bytes,
+                           barrier);
+        ptx::cp_async_bulk(ptx::space_cluster, ptx::space_global,
+                           to + at.CHUNK * sizeof(Complex<R>), at.input(), x_bytes, barrier);
+    }
+}
+
+// How many sums a row has: what a team sums of a row it tells as one.
+__device__ __forceinline__ uint32_t ring_parts(const AmplitudeGradientArgs& args) {
+    return min(static_cast<uint32_t>(args.chunks), RING_SUM_TEAMS * gridDim.x);
+}
+
+template <class T, class R>
+__device__ __forceinline__ void ring_sum(const AmplitudeGradientArgs& args, unsigned char* memory,
+                                         uint64_t* full) {
+    constexpr uint32_t TEAM = RING_SUMMERS / RING_SUM_TEAMS;
+    __shared__ RowSums warps[RING_SUM_TEAMS][2][TEAM / 32];
+    const uint32_t team = threadIdx.x / TEAM, thread = threadIdx.x % TEAM;
+    RowSums sums = {0.0, 0.0};
+    bool turn = false;  // two places for the warps' sums: one may still be read
+    for (RingTurn<T, R> at(args, team, RING_SUM_TEAMS); at.more();) {
+        await_phase(full[at.slot], at.odd);
+        const unsigned char* const held = at.held(memory);
+        const uint32_t features = at.features();
+#pragma unroll 4
+        for (uint32_t i = thread * UNIT<R>; i < features; i += TEAM * UNIT<R>) {
+            add(sums, at.x(held, i), at.g(held, i));
+        }
+        const uint64_t row = at.row;
+        const uint32_t part = at.chunk;
+        at.next();
+        if (at.row == row) continue;
+        sums = team_sums<TEAM>(sums, 1 + team, warps[team][turn]);
+        if (thread == 0) {
+            // The first chunk of the row that the team took tells which part of it this is.
+            const uint64_t parts = ring_parts(args);
+            publish(args.sums + 2 * (row * parts + part % (RING_SUM_TEAMS * gridDim.x)), sums);
+        }
+        sums = {0.0, 0.0};
+        turn = !turn;
+    }
+}
+
+// The sums of a row, from those of its parts.
+template <uint32_t TEAM>
+__device__ __forceinline__ RowSums ring_add_up(Slot* slots, uint32_t parts, uint32_t barrier,
+                                               RowSums (&warps)[TEAM / 32]) {
+    RowSums sums = {0.0, 0.0};
+    const bool alone = parts <= 32;  // each warp for itself, without a barrier
+    for (uint32_t part = threadIdx.x % (alone ? 32 : TEAM); part < parts;
+         part += alone ? 32 : TEAM) {
+        const RowSums of_part = await_both(slots + 2 * part);
+        sums.square += of_part.square;
+        sums.product += of_part.product;
+    }
+    __syncwarp();
+    if (!alone) return team_sums<TEAM>(sums, barrier, warps);
+    for (uint32_t offset = 16; offset > 0; offset >>= 1) {
+        sums.square += __shfl_xor_sync(0xffffffff, sums.square, offset);
+        sums.product += __shfl_xor_sync(0xffffffff, sums.product, offset);
+    }
+    return sums;
+}
+
+template <class U>
+__device__ __forceinline__ void store_streaming(U* to, const U& unit) {
+    if constexpr (sizeof(U) == 4) {
+        __stcs(reinterpret_cast<unsigned*>(to), *reinterpret_cast<const unsigned*>(&unit));
+    } else if constexpr (sizeof(U) == 8) {
+        __stcs(reinterpret_cast<uint2*>(to), *reinterpret_cast<const uint2*>(&unit));
+    } else if constexpr (sizeof(U) == 16) {
+        __stcs(reinterpret_cast<uint4*>(to), *reinterpret_cast<const uint4*>(&unit));
+    } else {
+        *to = unit;
+    }
+}
+
+template <class T, class R>
+__device__ __forceinline__ void ring_write(const AmplitudeGradientArgs& args, uint32_t writer,
+                                           unsigned char* memory, uint64_t* full,
+                                           uint64_t* empty) {
+    constexpr uint32_t TEAM = RING_WRITERS / RING_WRITE_TEAMS;
+    __shared__ RowSums warps[RING_WRITE_TEAMS][2][TEAM / 32];
+    const uint32_t team = writer / TEAM, thread = writer % TEAM;
+    const uint32_t barrier = 1 + RING_SUM_TEAMS + team;
+    const uint32_t parts = ring_parts(args);
+    bool turn = false;
+    for (RingTurn<T, R> at(args, team, RING_WRITE_TEAMS); at.more();) {
+        const uint64_t row = at.row;
+        const RowGradient gradient(
+            ring_add_up<TEAM>(args.sums + 2 * row * parts, parts, barrier, warps[team][turn]));
+        turn = !turn;
+        for (; at.row == row; at.next()) {
+            await_phase(full[at.slot], at.odd);  // what was copied is there for this thread, too
+            const unsigned char* const held = at.held(memory);
+            Unit<T, R>* const out = reinterpret_cast<Unit<T, R>*>(at.output());
+            const uint32_t features = at.features();
+#pragma unroll 4
+            for (uint32_t i = thread * UNIT<R>; i < features; i += TEAM * UNIT<R>) {
+                store_streaming(out + i / UNIT<R>, gradient.of(at.x(held, i), at.g(held, i)));
+            }
+            __syncwarp();
+            if (threadIdx.x % 32 == 0) cuda::ptx::mbarrier_arrive(&empty[at.slot]);
+        }
+    }
+}
+
+template <class T, class R>
+__device__ __forceinline__ void amplitude_gradient_ring(const AmplitudeGradientArgs& args) {
+    namespace ptx = cuda::ptx;
+    extern __shared__ __align__(16) unsigned char memory[];
+    __shared__ uint64_t full[MAX_RING_SLOTS], empty[MAX_RING_SLOTS];
+    if (threadIdx.x == 0) {
+        for (uint32_t slot = 0; slot < args.slots; ++slot) {
+            ptx::mbarrier_init(&full[slot], 1);
+            ptx::mbarrier_init(&empty[slot], RING_WRITERS / RING_WRITE_TEAMS / 32);
+        }
+        ptx::fence_mbarrier_init(ptx::sem_release, ptx::scope_cluster);
+    }
+    __syncthreads();
+    if (threadIdx.x < RING_SUMMERS) {
+        ring_sum<T, R>(args, memory, full);
+    } else if (threadIdx.x < RING_SUMMERS + RING_WRITERS) {
+        ring_write<T, R>(args, threadIdx.x - RING_SUMMERS, memory, full, empty);
+    } else if (threadIdx.x == RING_SUMMERS + RING_WRITERS) {
+        ring_read<T, R>(args, memory, full, empty);
+    }
+}
+
+#endif
+
+constexpr uint32_t RING_THREADS = RING_SUMMERS + RING_WRITERS + 32;
+
+}  // namespace qdp
+
+#if __CUDA_ARCH__ >= 900
+#define QDP_RING_BODY(T, R)  \
+    qdp::wait_for_previous(); \
+    qdp::amplitude_gradient_ring<T, R>(args);
+#else
+#define QDP_RING_BODY(T, R)
+#endif
+#define QDP_AMPLITUDE_RING(T, NAME)             \
+    QDP_AMPLITUDE_RING_TO(T, NAME, float, c64)  \
+    QDP_AMPLITUDE_RING_TO(T, NAME, double, c128)
+#define QDP_AMPLITUDE_RING_TO(T, NAME, R, PRECISION)                \
+    extern "C" __global__ void __launch_bounds__(qdp::RING_THREADS, 1) \
+        qdp_amplitude_gradient_ring_##NAME##_##PRECISION(           \
+            const __grid_constant__ qdp::AmplitudeGradientArgs args) { \
+        QDP_RING_BODY(T, R)                                         \
+    }
+#ifndef RING_LAB
+QDP_AMPLITUDE_RING(__half, f16)
+QDP_AMPLITUDE_RING(__nv_bfloat16, bf16)
+QDP_AMPLITUDE_RING(float, f32)
+QDP_AMPLITUDE_RING(double, f64)
+QDP_AMPLITUDE_RING(qdp::Complex<float>, c64)
+QDP_AMPLITUDE_RING(qdp::Complex<double>, c128)
+#endif
