@@ -15,6 +15,7 @@ struct RowSums {
 struct AmplitudeGradientArgs : GradientArgs {
     uint32_t group;      // threads of a short row, a power of two
     uint32_t slots;      // of a ring
+    uint32_t teams;      // 1 or 2, into which a ring's writers are split
     uint32_t total_lag;  // how many chunks behind its last one a long row is added up
     uint64_t write_lag;  // how many chunks behind the sums gradients of long rows are written
     uint64_t chunks;     // of a long row

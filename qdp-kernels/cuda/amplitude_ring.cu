@@ -20,13 +20,16 @@ namespace qdp {
 // Mirrored and explained in qdp-core/src/cuda/kernels/gradient/amplitude.rs.
 constexpr uint32_t RING_BYTES = 16384;  // of the cotangent in a slot
 constexpr uint32_t MAX_RING_SLOTS = 16;
-#ifndef RING_TUNING
-#define RING_TUNING
-constexpr uint32_t RING_SUMMERS = 256, RING_SUM_TEAMS = 1;
-constexpr uint32_t RING_WRITERS = 256, RING_WRITE_TEAMS = 2;
-#endif
+constexpr uint32_t RING_SUMMERS = 256;  // threads that sum chunks
+constexpr uint32_t RING_WRITERS = 256;  // threads that write them
+constexpr uint32_t RING_THREADS = RING_SUMMERS + RING_WRITERS + 32;  // and one that reads
 
-// The chunks of a block that one of several teams takes, in order: every so many-th.
+// Of a slot: that the chunk is there, and that it is written.
+struct RingBarriers {
+    uint64_t full[MAX_RING_SLOTS], empty[MAX_RING_SLOTS];
+};
+
+// Where one of so many teams of a block is: each takes every so many-th of the block's chunks.
 template <class T, class R>
 struct RingTurn {
     static constexpr uint32_t CHUNK = RING_BYTES / sizeof(Complex<R>);  // features
@@ -96,10 +99,16 @@ struct RingTurn {
     }
 };
 
-#if __CUDA_ARCH__ >= 900
-
 __device__ __forceinline__ void await_phase(uint64_t& barrier, bool odd) {
     while (!cuda::ptx::mbarrier_try_wait_parity(&barrier, odd)) {
+    }
+}
+
+// Adds up over groups of so many neighbouring lanes.
+__device__ __forceinline__ void add_lanes(RowSums& sums, uint32_t lanes) {
+    for (uint32_t offset = lanes / 2; offset > 0; offset >>= 1) {
+        sums.square += __shfl_xor_sync(0xffffffff, sums.square, offset);
+        sums.product += __shfl_xor_sync(0xffffffff, sums.product, offset);
     }
 }
 
@@ -107,44 +116,30 @@ __device__ __forceinline__ void await_phase(uint64_t& barrier, bool odd) {
 template <uint32_t THREADS>
 __device__ __forceinline__ RowSums team_sums(RowSums sums, uint32_t barrier,
                                              RowSums (&warps)[THREADS / 32]) {
-    const auto add_lanes = [&](uint32_t lanes) {
-        for (uint32_t offset = lanes / 2; offset > 0; offset >>= 1) {
-            sums.square += __shfl_xor_sync(0xffffffff, sums.square, offset);
-            sums.product += __shfl_xor_sync(0xffffffff, sums.product, offset);
-        }
-    };
-    add_lanes(32);
+    add_lanes(sums, 32);
     if (threadIdx.x % 32 == 0) warps[threadIdx.x / 32 % (THREADS / 32)] = sums;
     __barrier_sync_count(barrier, THREADS);
     sums = warps[threadIdx.x % (THREADS / 32)];
-    add_lanes(THREADS / 32);
+    add_lanes(sums, THREADS / 32);
     return sums;
 }
 
 // Copies the chunks in.
 template <class T, class R>
 __device__ __forceinline__ void ring_read(const AmplitudeGradientArgs& args, unsigned char* memory,
-                                          uint64_t* full, uint64_t* empty) {
+                                          RingBarriers& barriers) {
     namespace ptx = cuda::ptx;
     uint32_t filled = 0;
     for (RingTurn<T, R> at(args, 0, 1); at.more(); at.next()) {
         if (filled == args.slots) {
-#ifdef RING_PREFETCH
-            RingTurn<T, R> ahead = at;
-            for (uint32_t i = 0; i < RING_PREFETCH; ++i) ahead.next();
-            if (ahead.more()) {
-                asm volatile("cp.async.bulk.prefetch.L2.global [%0], %1;" ::"l"(ahead.cotangent()), "r"(ahead.features() * uint32_t(sizeof(Complex<R>))) : "memory");
-                asm volatile("cp.async.bulk.prefetch.L2.global [%0], %1;" ::"l"(ahead.input()), "r"(ahead.features() * uint32_t(sizeof(T))) : "memory");
-            }
-#endif
-            await_phase(empty[at.slot], !at.odd);
+            await_phase(barriers.empty[at.slot], !at.odd);
         } else {
             ++filled;
         }
         const uint32_t g_bytes = at.features() * sizeof(Complex<R>);
         const uint32_t x_bytes = at.features() * sizeof(T);
         unsigned char* const to = at.held(memory);
-        uint64_t* const barrier = &full[at.slot];
+        uint64_t* const barrier = &barriers.full[at.slot];
         ptx::mbarrier_arrive_expect_tx(ptx::sem_release, ptx::scope_cta, ptx::space_shared, barrier,
                                        g_bytes + x_bytes);
         ptx::cp_async_bulk(ptx::space_cluster, ptx::space_global, to, at.cotangent(), g_bytes,
@@ -154,63 +149,60 @@ __device__ __forceinline__ void ring_read(const AmplitudeGradientArgs& args, uns
     }
 }
 
-// How many sums a row has: what a team sums of a row it tells as one.
-__device__ __forceinline__ uint32_t ring_parts(const AmplitudeGradientArgs& args) {
-    return min(static_cast<uint32_t>(args.chunks), RING_SUM_TEAMS * gridDim.x);
-}
-
+// Sums the chunks and tells the sums.
 template <class T, class R>
 __device__ __forceinline__ void ring_sum(const AmplitudeGradientArgs& args, unsigned char* memory,
-                                         uint64_t* full) {
-    constexpr uint32_t TEAM = RING_SUMMERS / RING_SUM_TEAMS;
-    __shared__ RowSums warps[RING_SUM_TEAMS][2][TEAM / 32];
-    const uint32_t team = threadIdx.x / TEAM, thread = threadIdx.x % TEAM;
-    RowSums sums = {0.0, 0.0};
+                                         RingBarriers& barriers) {
+    __shared__ RowSums warps[2][RING_SUMMERS / 32];
     bool turn = false;  // two places for the warps' sums: one may still be read
-    for (RingTurn<T, R> at(args, team, RING_SUM_TEAMS); at.more();) {
-        await_phase(full[at.slot], at.odd);
+    for (RingTurn<T, R> at(args, 0, 1); at.more(); at.next(), turn = !turn) {
+        await_phase(barriers.full[at.slot], at.odd);
         const unsigned char* const held = at.held(memory);
         const uint32_t features = at.features();
+        RowSums sums = {0.0, 0.0};
 #pragma unroll 4
-        for (uint32_t i = thread * UNIT<R>; i < features; i += TEAM * UNIT<R>) {
+        for (uint32_t i = threadIdx.x * UNIT<R>; i < features; i += RING_SUMMERS * UNIT<R>) {
             add(sums, at.x(held, i), at.g(held, i));
         }
-        const uint64_t row = at.row;
-        const uint32_t part = at.chunk;
-        at.next();
-        if (at.row == row) continue;
-        sums = team_sums<TEAM>(sums, 1 + team, warps[team][turn]);
-        if (thread == 0) {
-            // The first chunk of the row that the team took tells which part of it this is.
-            const uint64_t parts = ring_parts(args);
-            publish(args.sums + 2 * (row * parts + part % (RING_SUM_TEAMS * gridDim.x)), sums);
-        }
-        sums = {0.0, 0.0};
-        turn = !turn;
+        sums = team_sums<RING_SUMMERS>(sums, 1, warps[turn]);
+        if (threadIdx.x == 0) publish(args.sums + 2 * (at.row * args.chunks + at.chunk), sums);
     }
 }
 
-// The sums of a row, from those of its parts.
-template <uint32_t TEAM>
-__device__ __forceinline__ RowSums ring_add_up(Slot* slots, uint32_t parts, uint32_t barrier,
-                                               RowSums (&warps)[TEAM / 32]) {
+// The sums of a row, from those of its chunks, of which the calling thread adds those at `first`,
+// `first + step` and so on.
+__device__ __forceinline__ RowSums ring_add_up(Slot* slots, uint32_t chunks, uint32_t first,
+                                               uint32_t step) {
+    constexpr uint32_t EACH = 4;  // on their way at once
     RowSums sums = {0.0, 0.0};
-    const bool alone = parts <= 32;  // each warp for itself, without a barrier
-    for (uint32_t part = threadIdx.x % (alone ? 32 : TEAM); part < parts;
-         part += alone ? 32 : TEAM) {
-        const RowSums of_part = await_both(slots + 2 * part);
-        sums.square += of_part.square;
-        sums.product += of_part.product;
+    for (; first < chunks; first += EACH * step) {
+        RowSums of_chunk[EACH];
+        bool missing;
+        do {
+            missing = false;
+#pragma unroll
+            for (uint32_t j = 0; j < EACH; ++j) {
+                const uint32_t chunk = first + j * step;
+                of_chunk[j] = {0.0, 0.0};
+                if (chunk < chunks) {
+                    const Slot square = peek(slots[2 * chunk]);
+                    const Slot product = peek(slots[2 * chunk + 1]);
+                    missing |= square == 0 || product == 0;
+                    of_chunk[j] = {told(square), told(product)};
+                }
+            }
+        } while (missing);
+#pragma unroll
+        for (uint32_t j = 0; j < EACH; ++j) {
+            sums.square += of_chunk[j].square;
+            sums.product += of_chunk[j].product;
+        }
     }
     __syncwarp();
-    if (!alone) return team_sums<TEAM>(sums, barrier, warps);
-    for (uint32_t offset = 16; offset > 0; offset >>= 1) {
-        sums.square += __shfl_xor_sync(0xffffffff, sums.square, offset);
-        sums.product += __shfl_xor_sync(0xffffffff, sums.product, offset);
-    }
     return sums;
 }
 
+// Stores what is not read again soon.
 template <class U>
 __device__ __forceinline__ void store_streaming(U* to, const U& unit) {
     if constexpr (sizeof(U) == 4) {
@@ -224,23 +216,30 @@ __device__ __forceinline__ void store_streaming(U* to, const U& unit) {
     }
 }
 
-template <class T, class R>
+// Writes the chunks' gradients and frees their slots.
+template <class T, class R, uint32_t TEAMS>
 __device__ __forceinline__ void ring_write(const AmplitudeGradientArgs& args, uint32_t writer,
-                                           unsigned char* memory, uint64_t* full,
-                                           uint64_t* empty) {
-    constexpr uint32_t TEAM = RING_WRITERS / RING_WRITE_TEAMS;
-    __shared__ RowSums warps[RING_WRITE_TEAMS][2][TEAM / 32];
+                                           unsigned char* memory, RingBarriers& barriers) {
+    constexpr uint32_t TEAM = RING_WRITERS / TEAMS;
+    __shared__ RowSums warps[TEAMS][2][TEAM / 32];
     const uint32_t team = writer / TEAM, thread = writer % TEAM;
-    const uint32_t barrier = 1 + RING_SUM_TEAMS + team;
-    const uint32_t parts = ring_parts(args);
+    const uint32_t chunks = static_cast<uint32_t>(args.chunks);
     bool turn = false;
-    for (RingTurn<T, R> at(args, team, RING_WRITE_TEAMS); at.more();) {
+    for (RingTurn<T, R> at(args, team, TEAMS); at.more();) {
         const uint64_t row = at.row;
-        const RowGradient gradient(
-            ring_add_up<TEAM>(args.sums + 2 * row * parts, parts, barrier, warps[team][turn]));
-        turn = !turn;
+        Slot* const slots = args.sums + 2 * row * chunks;
+        RowSums sums;
+        if (chunks <= 32) {  // each warp for itself
+            sums = ring_add_up(slots, chunks, thread % 32, 32);
+            add_lanes(sums, 32);
+        } else {
+            sums = ring_add_up(slots, chunks, thread, TEAM);
+            sums = team_sums<TEAM>(sums, 2 + team, warps[team][turn]);
+            turn = !turn;
+        }
+        const RowGradient gradient(sums);
         for (; at.row == row; at.next()) {
-            await_phase(full[at.slot], at.odd);  // what was copied is there for this thread, too
+            await_phase(barriers.full[at.slot], at.odd);  // for this thread, too, it is there
             const unsigned char* const held = at.held(memory);
             Unit<T, R>* const out = reinterpret_cast<Unit<T, R>*>(at.output());
             const uint32_t features = at.features();
@@ -248,61 +247,58 @@ __device__ __forceinline__ void ring_write(const AmplitudeGradientArgs& args, ui
             for (uint32_t i = thread * UNIT<R>; i < features; i += TEAM * UNIT<R>) {
                 store_streaming(out + i / UNIT<R>, gradient.of(at.x(held, i), at.g(held, i)));
             }
+            // Nobody sums it any more: the row's sums are made of it.
             __syncwarp();
-            if (threadIdx.x % 32 == 0) cuda::ptx::mbarrier_arrive(&empty[at.slot]);
+            if (threadIdx.x % 32 == 0) cuda::ptx::mbarrier_arrive(&barriers.empty[at.slot]);
         }
     }
 }
 
 template <class T, class R>
 __device__ __forceinline__ void amplitude_gradient_ring(const AmplitudeGradientArgs& args) {
+#if __CUDA_ARCH__ >= 900
     namespace ptx = cuda::ptx;
     extern __shared__ __align__(16) unsigned char memory[];
-    __shared__ uint64_t full[MAX_RING_SLOTS], empty[MAX_RING_SLOTS];
+    __shared__ RingBarriers barriers;
     if (threadIdx.x == 0) {
         for (uint32_t slot = 0; slot < args.slots; ++slot) {
-            ptx::mbarrier_init(&full[slot], 1);
-            ptx::mbarrier_init(&empty[slot], RING_WRITERS / RING_WRITE_TEAMS / 32);
+            ptx::mbarrier_init(&barriers.full[slot], 1);
+            ptx::mbarrier_init(&barriers.empty[slot], RING_WRITERS / args.teams / 32);
         }
         ptx::fence_mbarrier_init(ptx::sem_release, ptx::scope_cluster);
     }
     __syncthreads();
     if (threadIdx.x < RING_SUMMERS) {
-        ring_sum<T, R>(args, memory, full);
+        ring_sum<T, R>(args, memory, barriers);
     } else if (threadIdx.x < RING_SUMMERS + RING_WRITERS) {
-        ring_write<T, R>(args, threadIdx.x - RING_SUMMERS, memory, full, empty);
+        const uint32_t writer = threadIdx.x - RING_SUMMERS;
+        if (args.teams == 1) {
+            ring_write<T, R, 1>(args, writer, memory, barriers);
+        } else {
+            ring_write<T, R, 2>(args, writer, memory, barriers);
+        }
     } else if (threadIdx.x == RING_SUMMERS + RING_WRITERS) {
-        ring_read<T, R>(args, memory, full, empty);
+        ring_read<T, R>(args, memory, barriers);
     }
-}
-
 #endif
-
-constexpr uint32_t RING_THREADS = RING_SUMMERS + RING_WRITERS + 32;
+}
 
 }  // namespace qdp
 
-#if __CUDA_ARCH__ >= 900
-#define QDP_RING_BODY(T, R)  \
-    qdp::wait_for_previous(); \
-    qdp::amplitude_gradient_ring<T, R>(args);
-#else
-#define QDP_RING_BODY(T, R)
-#endif
 #define QDP_AMPLITUDE_RING(T, NAME)             \
     QDP_AMPLITUDE_RING_TO(T, NAME, float, c64)  \
     QDP_AMPLITUDE_RING_TO(T, NAME, double, c128)
-#define QDP_AMPLITUDE_RING_TO(T, NAME, R, PRECISION)                \
+#define QDP_AMPLITUDE_RING_TO(T, NAME, R, PRECISION)                   \
     extern "C" __global__ void __launch_bounds__(qdp::RING_THREADS, 1) \
-        qdp_amplitude_gradient_ring_##NAME##_##PRECISION(           \
+        qdp_amplitude_gradient_ring_##NAME##_##PRECISION(              \
             const __grid_constant__ qdp::AmplitudeGradientArgs args) { \
-        QDP_RING_BODY(T, R)                                         \
+        qdp::wait_for_previous();                                      \
+        qdp::amplitude_gradient_ring<T, R>(args);                      \
     }
-#ifndef RING_LAB
+
 QDP_AMPLITUDE_RING(__half, f16)
 QDP_AMPLITUDE_RING(__nv_bfloat16, bf16)
 QDP_AMPLITUDE_RING(float, f32)
 QDP_AMPLITUDE_RING(double, f64)
 QDP_AMPLITUDE_RING(qdp::Complex<float>, c64)
 QDP_AMPLITUDE_RING(qdp::Complex<double>, c128)
-#endif

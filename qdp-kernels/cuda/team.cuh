@@ -35,15 +35,19 @@ __device__ inline void publish(Slot& slot, double sum) {
         __double_as_longlong(-sum), cuda::std::memory_order_relaxed);
 }
 
+// What a slot holds: zero, or what `told` reads.
+__device__ inline Slot peek(Slot& slot) {
+    return cuda::atomic_ref<Slot, cuda::thread_scope_device>(slot).load(
+        cuda::std::memory_order_relaxed);
+}
+__device__ inline double told(Slot bits) { return -__longlong_as_double(bits); }
+
 // Waits for a block that is sure to run. Blocks start in the order of their indices, so that is
 // any block with a lower index that itself waits for lower ones only.
 __device__ inline double await(Slot& slot) {
     Slot bits = 0;
-    while (bits == 0) {
-        bits = cuda::atomic_ref<Slot, cuda::thread_scope_device>(slot).load(
-            cuda::std::memory_order_relaxed);
-    }
-    return -__longlong_as_double(bits);
+    while (bits == 0) bits = peek(slot);
+    return told(bits);
 }
 
 }  // namespace qdp

@@ -42,10 +42,12 @@ const RING_BYTES: u64 = 16384;
 const MAX_RING_SLOTS: u64 = 16;
 /// `RING_THREADS` of `amplitude_ring.cu`.
 const RING_THREADS: u64 = 544;
-/// Slots at least: as many as there are teams of threads that each take one.
-const MIN_RING_SLOTS: u64 = 4;
-/// Slots of a block that are not a row's, at least.
-const MIN_FREE_SLOTS: u64 = 2;
+/// Slots that a block has for each chunk of a row: else too few are left for the next rows while
+/// one waits for its sums, and reading twice is faster.
+const SLOTS_OF_CHUNK: u64 = 2;
+/// From so many chunks of a row in a block the ring's writers are one team, which is sooner done
+/// with adding the row up; two, of which one writes while the other waits, are better below.
+const ONE_TEAM_CHUNKS: u64 = 4;
 /// How far behind the end of its row the gradient of a long row is written, in bytes of features and
 /// cotangent and in chunks: where it is too near blocks wait for sums, where it is too far the L2
 /// cache has lost the row.
@@ -61,6 +63,7 @@ struct AmplitudeGradientArgs {
     gradient: GradientArgs,
     group: u32,
     slots: u32,
+    teams: u32,
     total_lag: u32,
     write_lag: u64,
     chunks: u64,
@@ -149,6 +152,7 @@ impl Kernels {
             gradient,
             group: 0,
             slots: 0,
+            teams: 0,
             total_lag: 0,
             write_lag: 0,
             chunks: 0,
@@ -183,8 +187,9 @@ impl Kernels {
                     let options = LaunchOptions { cluster, ..LaunchOptions::default() };
                     shape.launch_as(options, kernel, &args, stream)
                 }
-                Path::Ring { chunks, slots, shared } => {
-                    let args = AmplitudeGradientArgs { slots: slots as u32, ..with_sums(chunks)? };
+                Path::Ring { chunks, slots, teams, shared } => {
+                    let (slots, teams) = (slots as u32, teams as u32);
+                    let args = AmplitudeGradientArgs { slots, teams, ..with_sums(chunks)? };
                     let kernel = &kernels.ring[precision as usize];
                     let blocks = (batch * chunks).min(self.device.multiprocessors);
                     let shape = Shape { shared: shared as u32, ..shape(blocks, RING_THREADS) };
@@ -222,9 +227,9 @@ enum Path {
     Short { group: u64 },
     /// So many blocks do.
     Cluster { blocks: u64 },
-    /// A row is cut into so many chunks, and a block has so many slots for them, of so many bytes
-    /// together.
-    Ring { chunks: u64, slots: u64, shared: u64 },
+    /// A row is cut into so many chunks. A block has so many slots for them, of so many bytes
+    /// together, and so many teams that write.
+    Ring { chunks: u64, slots: u64, teams: u64, shared: u64 },
     /// A row is cut into so many chunks.
     Long { chunks: u64 },
 }
@@ -262,15 +267,17 @@ impl Path {
                 .all(|bytes| bytes.is_multiple_of(16))
         };
         let fits = device.hopper
-            && slots >= MIN_RING_SLOTS.max(held + MIN_FREE_SLOTS)
+            && slots >= SLOTS_OF_CHUNK * held
             && common.col_stride == 1
             && cotangent.col_stride == 1
             && whole(common.input, common.row_stride as u64, feature)
             && whole(cotangent.values, cotangent.row_stride as u64, amplitude)
             && whole(common.output, common.output_stride, feature);
-        fits.then_some(Self::Ring { chunks, slots, shared: slots * slot })
+        let teams = if held < ONE_TEAM_CHUNKS { 2 } else { 1 };
+        fits.then_some(Self::Ring { chunks, slots, teams, shared: slots * slot })
     }
 }
+
 #[cfg(test)]
 mod tests {
     use super::super::Cotangent;
@@ -333,14 +340,16 @@ mod tests {
                 let room = blocks * CLUSTER_THREADS * of_thread;
                 assert!((features..2 * features + of_thread).contains(&room), "{features}");
             }
-            Path::Ring { chunks, slots, shared } => {
+            Path::Ring { chunks, slots, teams, shared } => {
                 let of_slot = RING_BYTES / precision.size() as u64;
                 assert!((features..features + of_slot).contains(&(chunks * of_slot)), "{features}");
                 assert!(device.hopper && shared <= device.shared && slots <= MAX_RING_SLOTS);
                 let bytes = of_slot * (dtype.size() + precision.size()) as u64;
                 assert_eq!(shared, slots * bytes);
-                // A row is there as a whole, wherever in the turn of the blocks it begins.
-                assert!(device.multiprocessors * slots > chunks, "{features}");
+                // Slots are taken by turns, and a row is there as a whole, wherever in the turn of
+                // the blocks it begins.
+                assert!((1..=2).contains(&teams) && teams <= slots);
+                assert!(device.multiprocessors * (slots - 1) >= chunks, "{features}");
             }
             Path::Long { chunks } => {
                 assert!(chunks * chunk(precision) >= features, "{features}");
