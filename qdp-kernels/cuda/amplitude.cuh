@@ -60,8 +60,8 @@ __device__ __forceinline__ void settle(Unit<T, R> (&units)[MAX_UNITS]) {
 }
 
 // Reads a thread's units of a row of `features` values: those at `first`, `first + step` and so on,
-// with zeros behind the features. `whole` says that all are there and aligned. What describes the row
-// is taken by reference: it is then read where it is used, and holds no registers before.
+// with zeros behind the features. `whole` says that all are there and aligned. What describes the
+// row is taken by reference: it is then read where it is used, and holds no registers before.
 template <Read READ, class T, class R>
 __device__ __forceinline__ void load_units(Unit<T, R> (&units)[MAX_UNITS], const T* in,
                                            const int64_t& stride, const uint64_t& features,

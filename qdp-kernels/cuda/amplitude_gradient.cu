@@ -2,14 +2,14 @@
 // part.
 //
 // A short row and its cotangent are kept in the registers of a group of threads until its two sums
-// are known, a longer one in those of a cluster of blocks, where there are clusters. Yet longer ones
-// are cut into chunks, as amplitude.cu does: each block sums one and writes the gradient of an
-// earlier one, which the L2 cache still holds. Reading all again takes more of that cache's
-// bandwidth than scaling a row does, which is why a cluster is worth its waits here. What lies
-// behind the features is not read.
+// are known, a longer one in those of a cluster of blocks, where there are clusters, and most that
+// are longer still in shared memory: amplitude_ring.cu. Others are cut into chunks, as amplitude.cu
+// does: each block sums one and writes the gradient of an earlier one, which the L2 cache still
+// holds. Reading all again takes more of that cache's bandwidth than scaling a row does, which is
+// why a cluster is worth its waits here. What lies behind the features is not read.
 //
 // Both sums, of the squares and of Re conj(x) g, are in double and in an order that depends on the
-// number of features alone.
+// number of features and how rows lie, not on what else is in the batch.
 
 #include <cooperative_groups.h>
 

@@ -1,15 +1,14 @@
-// Gradients by the amplitudes of long rows that the shared memory of all multiprocessors can hold:
-// one read and one write of what a row twice through the L2 cache would cost half as much again.
+// Gradients by the amplitudes of long rows, of which the shared memory of all multiprocessors
+// together holds two: one read and one write.
 //
-// The chunks of all rows are dealt to the blocks, one to a multiprocessor, in turn. In each block
-// one thread copies chunks into the slots of a ring as they become free, some warps sum them, and
-// others wait for the sums of a row, write the gradient and free the slots. The three are apart by
-// as much as the ring holds, so reads of the next rows go on while a row waits for its sums and
-// while it is written.
+// The chunks of all rows are dealt to the blocks in turn, of which each multiprocessor has one. In
+// each block one thread copies chunks into the slots of a ring as they become free, some warps sum
+// them, and others wait for the sums of a row, write the gradient and free the slots. The three are
+// apart by as much as the ring holds: reads of the next rows go on while a row waits for its sums
+// and while it is written.
 //
-// Blocks wait for each other, so the launch has to be cooperative: all run at once. None waits for
-// what it holds up itself: chunks are freed in the order in which they come, and a row's chunks fit
-// in the slots.
+// Blocks wait for each other, so the launch has to be cooperative: all run at once. None holds up
+// what it waits for: chunks are freed in the order in which they come, and a row fits in the slots.
 
 #include <cuda/ptx>
 
@@ -170,19 +169,19 @@ __device__ __forceinline__ void ring_sum(const AmplitudeGradientArgs& args, unsi
 }
 
 // The sums of a row, from those of its chunks, of which the calling thread adds those at `first`,
-// `first + step` and so on.
+// `first + step` and so on. Lanes stay together: a warp that waits in parts took twice as long.
 __device__ __forceinline__ RowSums ring_add_up(Slot* slots, uint32_t chunks, uint32_t first,
                                                uint32_t step) {
     constexpr uint32_t EACH = 4;  // on their way at once
     RowSums sums = {0.0, 0.0};
-    for (; first < chunks; first += EACH * step) {
+    for (uint32_t begin = 0; begin < chunks; begin += EACH * step) {
         RowSums of_chunk[EACH];
         bool missing;
         do {
             missing = false;
 #pragma unroll
             for (uint32_t j = 0; j < EACH; ++j) {
-                const uint32_t chunk = first + j * step;
+                const uint32_t chunk = begin + j * step + first;
                 of_chunk[j] = {0.0, 0.0};
                 if (chunk < chunks) {
                     const Slot square = peek(slots[2 * chunk]);
@@ -191,14 +190,13 @@ __device__ __forceinline__ RowSums ring_add_up(Slot* slots, uint32_t chunks, uin
                     of_chunk[j] = {told(square), told(product)};
                 }
             }
-        } while (missing);
+        } while (__any_sync(0xffffffff, missing));
 #pragma unroll
         for (uint32_t j = 0; j < EACH; ++j) {
             sums.square += of_chunk[j].square;
             sums.product += of_chunk[j].product;
         }
     }
-    __syncwarp();
     return sums;
 }
 
@@ -239,7 +237,7 @@ __device__ __forceinline__ void ring_write(const AmplitudeGradientArgs& args, ui
         }
         const RowGradient gradient(sums);
         for (; at.row == row; at.next()) {
-            await_phase(barriers.full[at.slot], at.odd);  // for this thread, too, it is there
+            await_phase(barriers.full[at.slot], at.odd);  // it is there for this thread, too
             const unsigned char* const held = at.held(memory);
             Unit<T, R>* const out = reinterpret_cast<Unit<T, R>*>(at.output());
             const uint32_t features = at.features();

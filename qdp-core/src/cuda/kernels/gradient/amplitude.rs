@@ -1,4 +1,4 @@
-//! Launches of `amplitude_gradient.cu`.
+//! Launches of `amplitude_gradient.cu` and `amplitude_ring.cu`.
 
 use super::super::amplitude::DTYPES;
 use super::super::{LaunchStream, Loader, Shape};
@@ -7,20 +7,23 @@ use crate::cuda::{Function, LaunchOptions};
 use crate::element::Precision;
 use crate::error::{Error, Result};
 
-// Measured on one H200: fractions of the rate of a kernel that only moves the same bytes (4.23 to
-// 4.29 TB/s), 512 MiB of cotangent.
+// Measured on one H200: fractions of the rate of a kernel that only moves the same bytes (4.2 to 4.3
+// TB/s), 512 MiB of cotangent.
 //
 // | | n = 4 | 6 | 8 to 12 | 13 | 14 | 15 | 16 | 17 | 18 | 19 | 20 | 22 |
 // |---|---|---|---|---|---|---|---|---|---|---|---|---|
-// | float16, complex64 | 0.23 | 0.81 | 0.99 | 1.00 | 0.91 | 0.88 | 0.77 | 0.70 | 0.70 | 0.71 | 0.68 | 0.49 |
-// | float32, complex64 | 0.31 | 1.01 | 1.01 | 1.00 | 0.94 | 0.93 | 0.90 | 0.75 | 0.75 | 0.72 | 0.67 | 0.53 |
-// | complex64 | 0.31 | 0.82 | 1.01 | 1.00 | 0.85 | 0.82 | 0.73 | 0.74 | 0.72 | 0.68 | 0.66 | 0.59 |
-// | float64, complex128 | 0.80 | 1.01 | 1.01 | 0.97 | 0.97 | 0.93 | 0.77 | 0.75 | 0.72 | 0.66 | 0.59 | 0.53 |
-// | complex128 | 0.78 | 1.00 | 1.01 | 0.93 | 0.89 | 0.89 | 0.80 | 0.79 | 0.74 | 0.68 | 0.59 | 0.58 |
+// | float16, complex64 | 0.23 | 0.81 | 0.99 | 1.00 | 0.89 | 0.87 | 0.84 | 0.78 | 0.78 | 0.76 | 0.77 | 0.50 |
+// | float32, complex64 | 0.31 | 1.01 | 1.01 | 1.00 | 0.92 | 0.92 | 0.89 | 0.94 | 0.94 | 0.90 | 0.76 | 0.54 |
+// | complex64 | 0.31 | 0.82 | 1.01 | 1.00 | 0.85 | 0.82 | 0.89 | 0.96 | 0.93 | 0.84 | 0.66 | 0.58 |
+// | float64, complex128 | 0.80 | 1.01 | 1.01 | 0.97 | 0.96 | 0.91 | 0.96 | 0.95 | 0.92 | 0.71 | 0.61 | 0.53 |
+// | complex128 | 0.78 | 1.00 | 1.01 | 0.93 | 0.88 | 0.91 | 0.96 | 0.94 | 0.85 | 0.68 | 0.58 | 0.58 |
 //
-// Up to n = 13 in complex64 and 12 in complex128 rows are short; up to 16 and 15 they have clusters,
-// without which they would reach 0.67 to 0.80. Longer ones are read twice, the second time from the
-// L2 cache, whose bandwidth is the limit, and beyond 32 MiB or so from memory.
+// Up to n = 13 in complex64 and 12 in complex128 rows are short; up to 15 and 14 they have clusters,
+// and beyond them rings, up to 20 for float16 and float32, 19 for float64 and complex64, 18 for
+// complex128. A ring would do as well as a cluster where there is much to do, but takes 2 to 3 us
+// more: its sums are cleared first. Rows that do not fit a ring, or are not aligned, are read twice,
+// the second time from the L2 cache, whose bandwidth is the limit (0.66 to 0.80), and beyond 32 MiB
+// or so from memory.
 
 /// `MAX_UNITS` of amplitude.cuh: units of 16 bytes of the cotangent that a thread takes of a row.
 const UNITS: u64 = 8;
@@ -46,7 +49,8 @@ const RING_THREADS: u64 = 544;
 /// one waits for its sums, and reading twice is faster.
 const SLOTS_OF_CHUNK: u64 = 2;
 /// From so many chunks of a row in a block the ring's writers are one team, which is sooner done
-/// with adding the row up; two, of which one writes while the other waits, are better below.
+/// with adding the row up: 0.76 instead of 0.64 for float32 at n = 20. Below, two are better, of
+/// which one writes while the other waits: 0.94 instead of 0.68 at n = 17.
 const ONE_TEAM_CHUNKS: u64 = 4;
 /// How far behind the end of its row the gradient of a long row is written, in bytes of features and
 /// cotangent and in chunks: where it is too near blocks wait for sums, where it is too far the L2
