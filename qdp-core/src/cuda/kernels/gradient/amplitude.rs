@@ -7,8 +7,8 @@ use crate::cuda::{Function, LaunchOptions};
 use crate::element::Precision;
 use crate::error::{Error, Result};
 
-// Measured on one H200: fractions of the rate of a kernel that only moves the same bytes (4.2 to 4.3
-// TB/s), 512 MiB of cotangent.
+// Measured on one H200: fractions of the rate of a kernel that only moves the same bytes (4.2 to
+// 4.3 TB/s), 512 MiB of cotangent.
 //
 // | | n = 4 | 6 | 8 to 12 | 13 | 14 | 15 | 16 | 17 | 18 | 19 | 20 | 22 |
 // |---|---|---|---|---|---|---|---|---|---|---|---|---|
