@@ -118,7 +118,8 @@ fn encode_or_trace<'py>(
             return encode_values(&parsed, data, map, x, args.out);
         }
     }
-    let arguments = args.spec.to_dict(x.py())?;
+    // From what was parsed: an iterator of pairs has been read by now.
+    let arguments = options::arguments(&parsed.spec, x.py())?;
     args.affine.add_to(&arguments)?;
     operator(x, &arguments, args.precision, args.validate, args.out)
 }
@@ -194,27 +195,29 @@ pub(crate) fn torch_table(x: &Bound<'_, PyAny>) -> PyResult<Option<Table>> {
     })
 }
 
-/// Whether torch watches what is called with its tensors, whatever they look like: a dispatch mode
-/// (tracing to a graph, counting operations) or forward-mode differentiation.
+/// Whether torch may watch what is called with its tensors, whatever they look like: a dispatch mode
+/// (tracing to a graph, counting operations), `torch.jit.trace`, or forward-mode differentiation,
+/// here or in another thread.
 fn modes_active(py: Python<'_>) -> PyResult<bool> {
     // Private names of torch's. Where one is gone, what it told of is not noticed here.
     struct Modes {
-        count: Option<Py<PyAny>>,
+        dispatch: Option<Py<PyAny>>,
+        tracing: Option<Py<PyAny>>,
         forward: Py<PyDict>,
     }
     static MODES: PyOnceLock<Modes> = PyOnceLock::new();
     let modes = MODES.get_or_try_init(py, || {
-        let count = py
-            .import(intern!(py, "torch._C"))?
-            .getattr_opt(intern!(py, "_len_torch_dispatch_stack"))?
-            .map(Bound::unbind);
+        let torch = py.import(intern!(py, "torch._C"))?;
+        let function = |name| torch.getattr_opt(name).map(|found| found.map(Bound::unbind));
+        let dispatch = function(intern!(py, "_len_torch_dispatch_stack"))?;
+        let tracing = function(intern!(py, "_is_tracing"))?;
         let forward = py.import(intern!(py, "torch.autograd.forward_ad"))?.dict().unbind();
-        Ok::<_, PyErr>(Modes { count, forward })
+        Ok::<_, PyErr>(Modes { dispatch, tracing, forward })
     })?;
-    if let Some(count) = &modes.count
-        && count.bind(py).call0()?.is_truthy()?
-    {
-        return Ok(true);
+    for mode in [&modes.dispatch, &modes.tracing].into_iter().flatten() {
+        if mode.bind(py).call0()?.is_truthy()? {
+            return Ok(true);
+        }
     }
     // Levels count from zero; outside of them it is -1.
     let level = modes.forward.bind(py).get_item(intern!(py, "_current_level"))?;
