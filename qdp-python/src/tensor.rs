@@ -83,13 +83,14 @@ encode_function! {
     /// `torch.cuda.graph` capture. The result is `out`, or new; on CUDA it is made by torch's own
     /// allocator.
     ///
-    /// The result is differentiable where `x` requires a gradient, and the function may be
-    /// compiled, traced and transformed by `torch.func`: it is then the operator
+    /// The result is differentiable where `x` requires a gradient or has a tangent, and the function
+    /// may be compiled, traced and transformed by `torch.func`: it is then the operator
     /// `torch.ops.qdp.encode`.
     ///
     /// With `weight` or `bias`, one value per feature of a real floating dtype on the device of
     /// `x`, the features `weight * x + bias` are encoded: mapped in double by the encode itself,
-    /// but for "amplitude" by torch's operations first, as its map is as large as the state. Both
+    /// but for "amplitude" by torch's operations first, in float32 or wider, as its map is as large
+    /// as the state. Both
     /// are differentiable. "basis" takes none.
     ///
     /// See `qdp.Engine.encode` for the other arguments.
