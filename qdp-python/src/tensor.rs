@@ -83,15 +83,14 @@ encode_function! {
     /// `torch.cuda.graph` capture. The result is `out`, or new; on CUDA it is made by torch's own
     /// allocator.
     ///
-    /// The result is differentiable where `x` requires a gradient or has a tangent, and the function
-    /// may be compiled, traced and transformed by `torch.func`: it is then the operator
+    /// The result is differentiable where `x` requires a gradient or has a tangent, and the
+    /// function may be compiled, traced and transformed by `torch.func`: it is then the operator
     /// `torch.ops.qdp.encode`.
     ///
     /// With `weight` or `bias`, one value per feature of a real floating dtype on the device of
     /// `x`, the features `weight * x + bias` are encoded: mapped in double by the encode itself,
     /// but for "amplitude" by torch's operations first, in float32 or wider, as its map is as large
-    /// as the state. Both
-    /// are differentiable. "basis" takes none.
+    /// as the state. Both are differentiable. "basis" takes none.
     ///
     /// See `qdp.Engine.encode` for the other arguments.
     encode_tensor as "encode" => encode_or_trace
@@ -205,6 +204,7 @@ fn modes_active(py: Python<'_>) -> PyResult<bool> {
         dispatch: Option<Py<PyAny>>,
         tracing: Option<Py<PyAny>>,
         forward: Py<PyDict>,
+        outside: Py<PyAny>,
     }
     static MODES: PyOnceLock<Modes> = PyOnceLock::new();
     let modes = MODES.get_or_try_init(py, || {
@@ -213,16 +213,17 @@ fn modes_active(py: Python<'_>) -> PyResult<bool> {
         let dispatch = function(intern!(py, "_len_torch_dispatch_stack"))?;
         let tracing = function(intern!(py, "_is_tracing"))?;
         let forward = py.import(intern!(py, "torch.autograd.forward_ad"))?.dict().unbind();
-        Ok::<_, PyErr>(Modes { dispatch, tracing, forward })
+        // Levels count from zero. Python has this integer but once, so it is known by its address.
+        let outside = (-1_i64).into_pyobject(py)?.into_any().unbind();
+        Ok::<_, PyErr>(Modes { dispatch, tracing, forward, outside })
     })?;
     for mode in [&modes.dispatch, &modes.tracing].into_iter().flatten() {
         if mode.bind(py).call0()?.is_truthy()? {
             return Ok(true);
         }
     }
-    // Levels count from zero; outside of them it is -1.
     let level = modes.forward.bind(py).get_item(intern!(py, "_current_level"))?;
-    Ok(level.is_some_and(|level| level.extract::<i64>().is_ok_and(|level| level >= 0)))
+    Ok(level.is_some_and(|level| !level.is(&modes.outside)))
 }
 
 pub(crate) fn is_traced(x: &Bound<'_, PyAny>) -> PyResult<bool> {
