@@ -20,19 +20,7 @@ pub(crate) struct SpecArgs<'a, 'py> {
     pub(crate) convention: &'a str,
 }
 
-impl<'py> SpecArgs<'_, 'py> {
-    /// The arguments as keywords.
-    pub(crate) fn to_dict(&self, py: Python<'py>) -> PyResult<Bound<'py, PyDict>> {
-        let arguments = PyDict::new(py);
-        arguments.set_item(intern!(py, "num_qubits"), self.num_qubits)?;
-        arguments.set_item(intern!(py, "encoding"), self.encoding)?;
-        arguments.set_item(intern!(py, "rotation"), self.rotation)?;
-        arguments.set_item(intern!(py, "reps"), self.reps)?;
-        arguments.set_item(intern!(py, "entanglement"), self.entanglement)?;
-        arguments.set_item(intern!(py, "convention"), self.convention)?;
-        Ok(arguments)
-    }
-
+impl SpecArgs<'_, '_> {
     pub(crate) fn parse(&self) -> Result<EncodeSpec> {
         let reps = |value| positive("reps", value);
         let encoding = Encoding::parse(
@@ -44,6 +32,37 @@ impl<'py> SpecArgs<'_, 'py> {
         let spec = EncodeSpec::new(encoding, num_qubits(self.num_qubits)?)?;
         Ok(spec.with_convention(convention(self.convention)?))
     }
+}
+
+/// The arguments that [`SpecArgs`] reads a spec from, as keywords: what may be iterated but once has
+/// become a list.
+pub(crate) fn arguments<'py>(spec: &EncodeSpec, py: Python<'py>) -> PyResult<Bound<'py, PyDict>> {
+    let arguments = PyDict::new(py);
+    arguments.set_item(intern!(py, "num_qubits"), spec.num_qubits())?;
+    arguments.set_item(intern!(py, "encoding"), spec.encoding().name())?;
+    match spec.encoding() {
+        Encoding::Angle { rotation } => {
+            let axis = match rotation {
+                Rotation::X => "x",
+                Rotation::Y => "y",
+                Rotation::Z => "z",
+            };
+            arguments.set_item(intern!(py, "rotation"), axis)?;
+        }
+        Encoding::Zz { reps, entanglement } | Encoding::IqpEmbedding { reps, entanglement } => {
+            arguments.set_item(intern!(py, "reps"), reps)?;
+            let name = intern!(py, "entanglement");
+            match entanglement {
+                Entanglement::Full => arguments.set_item(name, "full")?,
+                Entanglement::Linear => arguments.set_item(name, "linear")?,
+                Entanglement::Circular => arguments.set_item(name, "circular")?,
+                Entanglement::Pairs(pairs) => arguments.set_item(name, pairs)?,
+            }
+        }
+        _ => {}
+    }
+    arguments.set_item(intern!(py, "convention"), spec.convention().name())?;
+    Ok(arguments)
 }
 
 pub(crate) fn num_qubits(value: &Bound<'_, PyAny>) -> Result<u32> {

@@ -10,7 +10,7 @@ use pyo3::exceptions::PyKeyError;
 use pyo3::prelude::*;
 use pyo3::sync::PyOnceLock;
 use pyo3::types::{PyDict, PyTuple};
-use qdp_core::{Device, EncodeSpec, Encoding, Entanglement, Precision, Rotation};
+use qdp_core::{Device, EncodeSpec, Precision};
 
 /// An encoding resolved once: call it on one batch after another.
 #[pyclass(frozen, module = "qdp", name = "Plan")]
@@ -88,7 +88,8 @@ impl Plan {
             Borrowed::Values(values) => tensor::encode(&call, values, data, out),
             Borrowed::Traced => {
                 let precision = self.precision.map(Precision::name);
-                tensor::operator(data, &self.arguments(data.py())?, precision, validate, out)
+                let arguments = options::arguments(&self.spec, data.py())?;
+                tensor::operator(data, &arguments, precision, validate, out)
             }
         }
     }
@@ -100,38 +101,8 @@ impl Plan {
         let restore = RESTORE.import(py, "qdp._qdp", "restore_plan")?;
         let precision = self.precision.map(Precision::name);
         let device = self.engine.device().to_string();
-        Ok((restore.clone(), (device, precision, self.arguments(py)?).into_pyobject(py)?))
-    }
-}
-
-impl Plan {
-    /// The arguments of Engine.plan that make this plan.
-    fn arguments<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyDict>> {
-        let arguments = PyDict::new(py);
-        arguments.set_item("num_qubits", self.num_qubits())?;
-        arguments.set_item("encoding", self.encoding())?;
-        match self.spec.encoding() {
-            Encoding::Angle { rotation } => {
-                let axis = match rotation {
-                    Rotation::X => "x",
-                    Rotation::Y => "y",
-                    Rotation::Z => "z",
-                };
-                arguments.set_item("rotation", axis)?;
-            }
-            Encoding::Zz { reps, entanglement } | Encoding::IqpEmbedding { reps, entanglement } => {
-                arguments.set_item("reps", reps)?;
-                match entanglement {
-                    Entanglement::Full => arguments.set_item("entanglement", "full")?,
-                    Entanglement::Linear => arguments.set_item("entanglement", "linear")?,
-                    Entanglement::Circular => arguments.set_item("entanglement", "circular")?,
-                    Entanglement::Pairs(pairs) => arguments.set_item("entanglement", pairs)?,
-                }
-            }
-            _ => {}
-        }
-        arguments.set_item("convention", self.convention())?;
-        Ok(arguments)
+        let arguments = options::arguments(&self.spec, py)?;
+        Ok((restore.clone(), (device, precision, arguments).into_pyobject(py)?))
     }
 }
 

@@ -83,14 +83,14 @@ encode_function! {
     /// `torch.cuda.graph` capture. The result is `out`, or new; on CUDA it is made by torch's own
     /// allocator.
     ///
-    /// The result is differentiable where `x` requires a gradient, and the function may be
-    /// compiled, traced and transformed by `torch.func`: it is then the operator
+    /// The result is differentiable where `x` requires a gradient or has a tangent, and the
+    /// function may be compiled, traced and transformed by `torch.func`: it is then the operator
     /// `torch.ops.qdp.encode`.
     ///
     /// With `weight` or `bias`, one value per feature of a real floating dtype on the device of
     /// `x`, the features `weight * x + bias` are encoded: mapped in double by the encode itself,
-    /// but for "amplitude" by torch's operations first, as its map is as large as the state. Both
-    /// are differentiable. "basis" takes none.
+    /// but for "amplitude" by torch's operations first, in float32 or wider, as its map is as large
+    /// as the state. Both are differentiable. "basis" takes none.
     ///
     /// See `qdp.Engine.encode` for the other arguments.
     encode_tensor as "encode" => encode_or_trace
@@ -118,7 +118,8 @@ fn encode_or_trace<'py>(
             return encode_values(&parsed, data, map, x, args.out);
         }
     }
-    let arguments = args.spec.to_dict(x.py())?;
+    // From what was parsed: an iterator of pairs has been read by now.
+    let arguments = options::arguments(&parsed.spec, x.py())?;
     args.affine.add_to(&arguments)?;
     operator(x, &arguments, args.precision, args.validate, args.out)
 }
@@ -194,31 +195,35 @@ pub(crate) fn torch_table(x: &Bound<'_, PyAny>) -> PyResult<Option<Table>> {
     })
 }
 
-/// Whether torch watches what is called with its tensors, whatever they look like: a dispatch mode
-/// (tracing to a graph, counting operations) or forward-mode differentiation.
+/// Whether torch may watch what is called with its tensors, whatever they look like: a dispatch mode
+/// (tracing to a graph, counting operations), `torch.jit.trace`, or forward-mode differentiation,
+/// here or in another thread.
 fn modes_active(py: Python<'_>) -> PyResult<bool> {
     // Private names of torch's. Where one is gone, what it told of is not noticed here.
     struct Modes {
-        count: Option<Py<PyAny>>,
+        dispatch: Option<Py<PyAny>>,
+        tracing: Option<Py<PyAny>>,
         forward: Py<PyDict>,
+        outside: Py<PyAny>,
     }
     static MODES: PyOnceLock<Modes> = PyOnceLock::new();
     let modes = MODES.get_or_try_init(py, || {
-        let count = py
-            .import(intern!(py, "torch._C"))?
-            .getattr_opt(intern!(py, "_len_torch_dispatch_stack"))?
-            .map(Bound::unbind);
+        let torch = py.import(intern!(py, "torch._C"))?;
+        let function = |name| torch.getattr_opt(name).map(|found| found.map(Bound::unbind));
+        let dispatch = function(intern!(py, "_len_torch_dispatch_stack"))?;
+        let tracing = function(intern!(py, "_is_tracing"))?;
         let forward = py.import(intern!(py, "torch.autograd.forward_ad"))?.dict().unbind();
-        Ok::<_, PyErr>(Modes { count, forward })
+        // Levels count from zero. Python has this integer but once, so it is known by its address.
+        let outside = (-1_i64).into_pyobject(py)?.into_any().unbind();
+        Ok::<_, PyErr>(Modes { dispatch, tracing, forward, outside })
     })?;
-    if let Some(count) = &modes.count
-        && count.bind(py).call0()?.is_truthy()?
-    {
-        return Ok(true);
+    for mode in [&modes.dispatch, &modes.tracing].into_iter().flatten() {
+        if mode.bind(py).call0()?.is_truthy()? {
+            return Ok(true);
+        }
     }
-    // Levels count from zero; outside of them it is -1.
     let level = modes.forward.bind(py).get_item(intern!(py, "_current_level"))?;
-    Ok(level.is_some_and(|level| level.extract::<i64>().is_ok_and(|level| level >= 0)))
+    Ok(level.is_some_and(|level| !level.is(&modes.outside)))
 }
 
 pub(crate) fn is_traced(x: &Bound<'_, PyAny>) -> PyResult<bool> {

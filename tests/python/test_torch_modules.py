@@ -7,6 +7,7 @@ import io
 import pickle
 from typing import Any
 
+import numpy as np
 import pytest
 import qdp
 from cases import CASES
@@ -105,6 +106,31 @@ def test_says_what_it_is() -> None:
     model = qdp.torch.ZZFeatureMap(4, reps=1, convention="pennylane", affine=True)
     assert repr(model) == "ZZFeatureMap(num_qubits=4, reps=1, convention='pennylane', affine=True)"
     assert repr(qdp.torch.AngleEncoding(2)) == "AngleEncoding(num_qubits=2)"
+    assert repr(qdp.torch.AmplitudeEncoding(2)) == "AmplitudeEncoding(num_qubits=2)"
+    shorter = qdp.torch.AmplitudeEncoding(2, num_features=3)
+    assert repr(shorter) == "AmplitudeEncoding(num_qubits=2, num_features=3)"
+
+
+def test_options_are_its_own() -> None:
+    pairs = [(0, 1)]
+    model = qdp.torch.ZZFeatureMap(3, entanglement=pairs)
+    x = torch.rand(2, 3)
+    before = model(x)
+    pairs[0] = (1, 2)
+    assert torch.equal(model(x), before)
+    assert not torch.equal(qdp.torch.ZZFeatureMap(3, entanglement=pairs)(x), before)
+
+
+def test_base_is_no_encoding() -> None:
+    with pytest.raises(TypeError, match="Encoding names no encoding"):
+        qdp.torch.Encoding(2, {})
+
+
+def test_maps_of_arrays_are_refused() -> None:
+    x = np.ones((2, 2))
+    with pytest.raises(qdp.DTypeError, match="x: expected a tensor"):
+        qdp.torch.AngleEncoding(2, affine=True)(x)
+    assert qdp.torch.AngleEncoding(2)(x).shape == (2, 4)
 
 
 def test_refuses_when_made() -> None:
@@ -112,8 +138,10 @@ def test_refuses_when_made() -> None:
         qdp.torch.AngleEncoding(0)
     with pytest.raises(qdp.InvalidArgumentError, match="rotation"):
         qdp.torch.AngleEncoding(2, rotation="w")  # type: ignore[arg-type]
-    with pytest.raises(qdp.InvalidArgumentError, match="entanglement"):
-        qdp.torch.ZZFeatureMap(2, entanglement=[(0, 2)])
+    wrong: Any
+    for wrong in ([(0, 2)], [(0, 1.5)], [(0, 1, 1)], [0, 1], 3, "none of them"):
+        with pytest.raises(qdp.InvalidArgumentError, match="entanglement"):
+            qdp.torch.ZZFeatureMap(2, entanglement=wrong)
     with pytest.raises(qdp.InvalidArgumentError, match="convention"):
         qdp.torch.PhaseEncoding(2, convention="none")  # type: ignore[arg-type]
     for count in (0, 5):

@@ -560,14 +560,17 @@ def encode(
 
     With ``weight`` or ``bias``, shape ``(features,)``, of a real floating dtype and on the device
     of ``x``, the features ``weight * x + bias`` are encoded: mapped by the encode itself, in
-    double, or for "amplitude", whose map is as large as the state, by torch's operations first. The
-    dtype of the result is that of the mapped features' states. "basis" takes neither.
+    double, or for "amplitude", whose map is as large as the state, by torch's operations first, in
+    float32 or wider. The dtype of the result is that of the mapped features' states. "basis" takes
+    neither.
 
-    The result is differentiable where ``x``, ``weight`` or ``bias`` requires a gradient. The
-    function may be compiled by ``torch.compile``, traced, and transformed by ``torch.func``: it is
-    then the operator ``torch.ops.qdp.encode``. Its gradient is computed from ``x`` and keeps
-    nothing of the states' size; derivatives beyond the first, and forward-mode ones, are taken
-    through torch's own operations, which do. ``out`` has no gradient, and "basis" neither.
+    The result is differentiable where ``x``, ``weight`` or ``bias`` requires a gradient or has a
+    tangent. The function may be compiled by ``torch.compile``, traced, by ``torch.jit`` too, and
+    transformed by ``torch.func``: it is then the operator ``torch.ops.qdp.encode``. Its states are
+    the kernels' whatever is derived. Its gradient is computed from ``x`` and keeps nothing of the
+    states' size; derivatives beyond the first, and forward-mode ones, are taken through torch's own
+    operations, which do, in the precision of the states, with phases in double. ``out`` has no
+    gradient, and "basis" neither.
 
     See :meth:`qdp.Engine.encode` for the other arguments.
     """

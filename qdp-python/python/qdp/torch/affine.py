@@ -8,35 +8,74 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from qdp.exceptions import ShapeError
+from qdp.exceptions import DeviceMismatchError, DTypeError, ShapeError
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from torch import Tensor
 
-__all__ = ["gradients", "mapped", "mapped_dtype", "mapped_each", "widened"]
+__all__ = [
+    "direction",
+    "gradients",
+    "in_double",
+    "mapped",
+    "mapped_dtype",
+    "mapped_each",
+    "widened",
+]
 
 
-def mapped(x: Tensor, weight: Tensor | None, bias: Tensor | None) -> Tensor:
-    """``weight * x + bias``, with one value of each per feature."""
+def mapped(
+    x: Tensor, weight: Tensor | None, bias: Tensor | None, *, double: bool = False
+) -> Tensor:
+    """``weight * x + bias``, with one value of each per feature: in a type of at least 32 bits, or
+    in double, in which the kernels map.
+    """
     for name, values in (("weight", weight), ("bias", bias)):
-        if values is not None and values.shape != x.shape[-1:]:
-            raise ShapeError(
-                f"{name}: expected shape {tuple(x.shape[-1:])}, got {tuple(values.shape)}"
-            )
-    return _map(x, weight, bias)
+        if values is not None:
+            check(name, values, x)
+    return _map(in_double(x) if double else widened(x, weight, bias), weight, bias)
 
 
-def mapped_each(x: Tensor, weight: Tensor | None, bias: Tensor | None) -> Tensor:
-    """The same of rows, shape ``(maps, batch, features)``, by as many maps, or one."""
+def mapped_each(
+    x: Tensor,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    batched: Sequence[bool],
+) -> Tensor:
+    """The same in double of rows, shape ``(maps, batch, features)``, by as many maps: ``batched``
+    says of ``weight`` and ``bias`` whether their first dimension is that of the maps.
+    """
+    for name, values, each in zip(("weight", "bias"), (weight, bias), batched, strict=True):
+        if values is not None:
+            check(name, values[0] if each else values, x)
     weight, bias = (None if v is None else v.unsqueeze(-2) for v in (weight, bias))
-    return _map(x, weight, bias)
+    return _map(in_double(x), weight, bias)
+
+
+def check(name: str, values: Tensor, x: Tensor) -> None:
+    """Raise what the kernels raise about the values of one map."""
+    if not isinstance(values, torch.Tensor):
+        raise DTypeError(f"{name}: expected a tensor, got {type(values).__name__}")
+    if not values.is_floating_point():
+        raise DTypeError(f"{name}: expected a real floating dtype, got {values.dtype}")
+    if values.shape != x.shape[-1:]:
+        raise ShapeError(f"{name}: expected shape {tuple(x.shape[-1:])}, got {tuple(values.shape)}")
+    if values.device != x.device:
+        raise DeviceMismatchError(
+            f"{name}: expected a tensor on {x.device}, got one on {values.device}"
+        )
 
 
 def _map(x: Tensor, weight: Tensor | None, bias: Tensor | None) -> Tensor:
-    x = x if weight is None else x * weight
-    return x if bias is None else x + bias
+    x = x if weight is None else x * weight.to(x.dtype)
+    return x if bias is None else x + bias.to(x.dtype)
+
+
+def in_double(x: Tensor) -> Tensor:
+    """Values in double."""
+    return x.to(torch.complex128 if x.is_complex() else torch.float64)
 
 
 def mapped_dtype(x: Tensor, weight: Tensor | None, bias: Tensor | None) -> torch.dtype:
@@ -53,6 +92,19 @@ def widened(x: Tensor, weight: Tensor | None, bias: Tensor | None) -> Tensor:
     if weight is None and bias is None:
         return x
     return x.to(torch.promote_types(mapped_dtype(x, weight, bias), torch.float32))
+
+
+def direction(x: Tensor, weight: Tensor | None, tangents: Sequence[Tensor | None]) -> Tensor | None:
+    """The tangent of mapped features, in double, given those of ``x``, ``weight`` and ``bias``."""
+    by_x, by_weight, by_bias = (None if v is None else in_double(v) for v in tangents)
+    if by_x is not None and weight is not None:
+        by_x = by_x * weight
+    if by_weight is not None:
+        by_weight = in_double(x) * by_weight
+    parts = [part for part in (by_x, by_weight, by_bias) if part is not None]
+    if not parts:
+        return None
+    return sum(parts[1:], parts[0]).expand(x.shape)
 
 
 def gradients(

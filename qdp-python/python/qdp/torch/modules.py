@@ -70,6 +70,11 @@ class Encoding(nn.Module):
         dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__()
+        if not hasattr(self, "encoding"):
+            raise TypeError(
+                f"{type(self).__name__} names no encoding: take one of its classes that do"
+            )
+        options = {**options, "entanglement": listed(options.get("entanglement"))}
         # What is wrong with an option is said here, and not when the first sample comes.
         engine = _qdp.Engine("cpu", precision=precision)
         plan = engine.plan(num_qubits, self.encoding, convention=convention, **options)
@@ -113,6 +118,17 @@ class Encoding(nn.Module):
         return ", ".join(f"{name}={value!r}" for name, value in options.items())
 
 
+def listed(entanglement: Any) -> Any:
+    """An entanglement of one's own: pairs, which may come from an iterator, as a list."""
+    if entanglement is None or isinstance(entanglement, str):
+        return entanglement
+    try:
+        pairs = [tuple(pair) for pair in entanglement]
+    except TypeError:
+        return entanglement  # The plan says what it is not.
+    return [tuple(int(q) if isinstance(q, np.integer) else q for q in pair) for pair in pairs]
+
+
 class AmplitudeEncoding(Encoding):
     """``x / norm(x)``, filled up with zeros: :func:`qdp.torch.encode` with ``"amplitude"``.
 
@@ -127,6 +143,13 @@ class AmplitudeEncoding(Encoding):
         self, num_qubits: int, *, num_features: int | None = None, **common: Unpack[Common]
     ) -> None:
         super().__init__(num_qubits, {}, num_features=num_features, **common)
+
+    def extra_repr(self) -> str:
+        """The options that are not the defaults."""
+        shown = super().extra_repr()
+        if self.num_features == 2**self.num_qubits:
+            return shown
+        return f"{shown}, num_features={self.num_features}"
 
 
 class AngleEncoding(Encoding):

@@ -2,8 +2,7 @@
 
 :func:`qdp.torch.encode` is native, and comes here only where torch has to know of the call. Where
 something traces, compiles or watches it is the operator, which runs the native function in the end;
-a gradient alone, and what ``torch.func`` transforms, takes the shorter way of
-:mod:`qdp.torch.function`.
+a gradient alone takes the shorter way of :class:`qdp.torch.function.Encode`.
 """
 
 # torch.library has no types.
@@ -21,17 +20,18 @@ from torch.autograd import forward_ad
 
 from qdp import _qdp
 from qdp.exceptions import DTypeError, ShapeError
-from qdp.torch import affine, formula
+from qdp.torch import affine
 from qdp.torch.function import (
+    BackwardOperator,
     Encode,
-    TransformedEncode,
-    as_mapped_rows,
-    as_rows,
+    EncodeOperator,
     detached,
-    has_values,
+    is_dual,
+    is_plain,
+    is_recorded,
     native,
     schema,
-    second_gradients,
+    states_dtype,
 )
 
 if TYPE_CHECKING:
@@ -43,7 +43,7 @@ if TYPE_CHECKING:
 
     from qdp._types import Entanglement
 
-__all__ = ["encode", "is_traced", "substitute_when_compiling"]
+__all__ = ["encode", "is_traced", "states_dtype", "substitute_when_compiling"]
 
 SPEC = (
     'int num_qubits, str encoding="amplitude", str? rotation=None, int? reps=None, '
@@ -55,7 +55,6 @@ SCHEMAS = (
     f'encode(Tensor x, {MAP}, *, {SPEC}, str? precision=None, str validate="deferred") -> Tensor',
     f"encode_backward(Tensor grad, Tensor x, {MAP}, *, {SPEC}) -> Tensor",
 )
-DOUBLE = {torch.float64, torch.complex128, torch.int64, torch.uint64}
 
 library = torch.library.Library("qdp", "DEF")
 for definition in SCHEMAS:
@@ -64,7 +63,7 @@ for definition in SCHEMAS:
 
 def is_traced(x: Tensor) -> bool:
     """Whether a tensor's encoding is torch's to know of, or the tensor has no values of its own."""
-    return x.requires_grad or not has_values(x)
+    return x.requires_grad or not is_plain(x)
 
 
 def encode(
@@ -94,29 +93,25 @@ def encode(
         spec["reps"] = reps
     if entanglement is not None:
         spec["entanglement"] = entanglement
+    if not isinstance(x, torch.Tensor):
+        raise DTypeError(f"x: expected a tensor, got {type(x).__name__}")
     if encoding == "amplitude":
         x, weight, bias = affine.mapped(x, weight, bias), None, None
-    options = {"precision": precision, "validate": validate}
-    tensors = [tensor for tensor in (x, weight, bias) if tensor is not None]
-    if torch.compiler.is_compiling():
-        states = torch.ops.qdp.encode(x, weight, bias, **schema(**spec), **options)
-    elif forward_ad._current_level >= 0:  # noqa: SLF001
-        features = affine.mapped(x, weight, bias)
-        dtype = states_dtype(features.dtype, precision)
-        states = formula.encode(features, dtype, **schema(**spec))
-    elif any(map(is_transformed, tensors)):
-        states = TransformedEncode.apply(x, weight, bias, schema(**spec), options)
-    elif any(tensor.requires_grad for tensor in tensors) and all(map(has_values, tensors)):
+    options: dict[str, Any] = {"precision": precision, "validate": validate}
+    tensors = (x, weight, bias)
+    if (
+        torch.compiler.is_compiling()
+        or not is_plain(*tensors)
+        or (forward_ad._current_level >= 0 and any(map(is_dual, tensors)))  # noqa: SLF001
+    ):
+        states = torch.ops.qdp.encode(*tensors, **schema(**spec), **options)
+    elif any(tensor is not None and tensor.requires_grad for tensor in tensors):
         states = Encode.apply(x, weight, bias, spec, options)
     else:
-        states = torch.ops.qdp.encode(x, weight, bias, **schema(**spec), **options)
+        # Another thread's forward mode brought the call here, or a map that was torch's to compute.
+        plain: Tensor = _qdp.encode_values(x, weight=weight, bias=bias, out=out, **spec, **options)
+        return plain
     return states if out is None else write(out, states)
-
-
-def is_transformed(x: Tensor) -> bool:
-    """Whether ``torch.func`` maps over a tensor or differentiates by it."""
-    functorch = torch._C._functorch  # noqa: SLF001
-    return functorch.is_batchedtensor(x) or functorch.is_gradtrackingtensor(x)
 
 
 def write(out: Tensor, states: Tensor) -> Tensor:
@@ -128,13 +123,6 @@ def write(out: Tensor, states: Tensor) -> Tensor:
     if out.dtype != states.dtype:
         raise DTypeError(f"out: expected {states.dtype}, got {out.dtype}")
     return out.copy_(states)
-
-
-def states_dtype(dtype: torch.dtype, precision: str | None) -> torch.dtype:
-    """The dtype of the states of samples of a dtype."""
-    if precision is None:
-        return torch.complex128 if dtype in DOUBLE else torch.complex64
-    return torch.complex128 if precision == "complex128" else torch.complex64
 
 
 def run_encode(
@@ -182,76 +170,55 @@ def fake_backward(_grad: Tensor, x: Tensor, *_affine: Tensor | None, **_spec: An
     return x.new_empty(x.shape)
 
 
-def save_encode(
-    ctx: Any, inputs: tuple[Any, ...], keyword_only_inputs: dict[str, Any], output: Tensor
-) -> None:
-    """Keep the samples, as :class:`qdp.torch.function.Encode` does."""
-    del output
-    ctx.save_for_backward(*inputs)
-    ctx.spec = {
-        name: value
-        for name, value in keyword_only_inputs.items()
-        if name not in ("precision", "validate")
-    }
+def derive_encode(
+    x: Tensor, weight: Tensor | None = None, bias: Tensor | None = None, **arguments: Any
+) -> Tensor:
+    """``qdp::encode`` where a derivative of it may be asked for."""
+    if is_recorded(x, weight, bias):
+        states: Tensor = EncodeOperator.apply(x, weight, bias, arguments)
+        return states
+    return EncodeOperator.forward(x, weight, bias, arguments)
 
 
-def encode_gradient(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-    """The gradients by the samples and the map."""
-    x, weight, bias = ctx.saved_tensors
-    wide = affine.widened(x, weight, bias)
-    by_mapped = torch.ops.qdp.encode_backward(grad, wide, weight, bias, **ctx.spec)
-    return affine.gradients(by_mapped, x, weight, bias, needed_by(ctx))
-
-
-def needed_by(ctx: Any) -> tuple[bool, ...]:
-    """Which positional arguments want a gradient: those that were left out do not."""
-    return (*ctx.needs_input_grad, False, False)
-
-
-def save_backward(
-    ctx: Any, inputs: tuple[Any, ...], keyword_only_inputs: dict[str, Any], output: Tensor
-) -> None:
-    """Keep what second derivatives are computed from."""
-    del output
-    ctx.save_for_backward(*inputs)
-    ctx.spec = keyword_only_inputs
-
-
-def backward_gradient(ctx: Any, cotangent: Tensor) -> tuple[Tensor | None, ...]:
-    """Second derivatives."""
-    return second_gradients(ctx.saved_tensors, cotangent, ctx.spec, needed_by(ctx))
-
-
-def map_encode(
-    info: Any,
-    in_dims: tuple[int | None, ...],
-    x: Tensor,
-    weight: Tensor | None = None,
-    bias: Tensor | None = None,
-    **arguments: Any,
-) -> tuple[Tensor, int]:
-    """What is mapped over is more samples."""
-    rows, weight, bias = as_mapped_rows(in_dims, info.batch_size, x, weight, bias)
-    states = torch.ops.qdp.encode(rows.flatten(0, 1), weight, bias, **arguments)
-    return states.unflatten(0, rows.shape[:2]), 0
-
-
-def map_backward(
-    info: Any,
-    in_dims: tuple[int | None, ...],
+def derive_backward(
     grad: Tensor,
     x: Tensor,
     weight: Tensor | None = None,
     bias: Tensor | None = None,
     **spec: Any,
-) -> tuple[Tensor, int]:
-    """What is mapped over is more samples."""
-    grads = as_rows(grad, in_dims[0], info.batch_size)
-    rows, weight, bias = as_mapped_rows(in_dims[1:], info.batch_size, x, weight, bias)
-    flat = grads.flatten(0, 1), rows.flatten(0, 1)
-    gradient = torch.ops.qdp.encode_backward(*flat, weight, bias, **spec)
-    single = x.dim() - (in_dims[1] is not None) == 1
-    return gradient if single else gradient.unflatten(0, rows.shape[:2]), 0
+) -> Tensor:
+    """``qdp::encode_backward`` where a derivative of it may be asked for."""
+    if is_recorded(grad, x, weight, bias):
+        gradient: Tensor = BackwardOperator.apply(grad, x, weight, bias, spec)
+        return gradient
+    return BackwardOperator.forward(grad, x, weight, bias, spec)
+
+
+def transformed(
+    derive: Callable[..., Tensor], operator: Callable[..., Tensor]
+) -> Callable[..., Tensor]:
+    """An operator under ``torch.func``, whose transforms know what to do with a function of
+    ``torch.autograd``, but for one.
+    """
+
+    def run(*tensors: Tensor | None, **arguments: Any) -> Tensor:
+        from torch._functorch.pyfunctorch import (
+            FunctionalizeInterpreter,
+            retrieve_current_functorch_interpreter,
+        )
+        from torch._subclasses.functional_tensor import FunctorchFunctionalizeAPI
+
+        interpreter = retrieve_current_functorch_interpreter()
+        if not isinstance(interpreter, FunctionalizeInterpreter):
+            return derive(*tensors, **arguments)
+        functional: Any = FunctorchFunctionalizeAPI(interpreter)
+        plain = functional.unwrap_tensors(tensors)
+        with functional.redispatch_to_next():
+            result = operator(*plain, **arguments)
+        wrapped: Tensor = functional.wrap_tensors(result)
+        return wrapped
+
+    return run
 
 
 for key in ("CPU", "CUDA"):
@@ -259,14 +226,10 @@ for key in ("CPU", "CUDA"):
     library.impl("encode_backward", run_backward, key)
 torch.library.register_fake("qdp::encode", fake_encode, lib=library)
 torch.library.register_fake("qdp::encode_backward", fake_backward, lib=library)
-torch.library.register_autograd(
-    "qdp::encode", encode_gradient, setup_context=save_encode, lib=library
-)
-torch.library.register_autograd(
-    "qdp::encode_backward", backward_gradient, setup_context=save_backward, lib=library
-)
-torch.library.register_vmap("qdp::encode", map_encode, lib=library)
-torch.library.register_vmap("qdp::encode_backward", map_backward, lib=library)
+for key, function in (("encode", derive_encode), ("encode_backward", derive_backward)):
+    library.impl(key, function, "Autograd")
+    operator = getattr(torch.ops.qdp, key)
+    library.impl(key, transformed(function, operator), "FuncTorchDynamicLayerFrontMode")
 
 
 def substitute_when_compiling() -> None:
