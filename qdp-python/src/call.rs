@@ -8,6 +8,7 @@ use crate::layout::Layout;
 use crate::output::Target;
 use crate::state::StateBatch;
 use dlpark::versioned::Dlpack;
+use pyo3::intern;
 use pyo3::prelude::*;
 use qdp_core::cuda::{Encoded, RawStream};
 use qdp_core::{DType, Device, EncodeOptions, EncodeSpec, Error, Precision};
@@ -158,7 +159,11 @@ impl Call<'_> {
         let plan = self.engine.plan(&input, self.spec, self.precision)?;
         let (device, precision) = (data.layout.device, plan.precision());
         let shape = (input.batch(), self.spec.dim());
-        let memory = table.allocate(self.engine, precision, shape)?;
+        let allocate = || table.allocate(self.engine, precision, shape);
+        let memory = match allocate() {
+            Ok(memory) => memory,
+            Err(failure) => outside_of_transforms(py, allocate)?.unwrap_or(Err(failure))?,
+        };
         // SAFETY: the tensor is new and nobody else's.
         let ptr = unsafe {
             let tensor = memory.tensor();
@@ -233,4 +238,21 @@ pub(crate) fn out_of_memory(engine: &qdp_core::Engine, needed: u128) -> Failure 
         hint: "lower num_qubits or the batch size, or use precision=\"complex64\"",
     }
     .into()
+}
+
+/// Runs `work` as if there were no transform of `torch.func` around the call, in whose inside new
+/// tensors of torch's have no memory that they admit to; `None` where there is none.
+fn outside_of_transforms<T>(py: Python<'_>, work: impl FnOnce() -> T) -> PyResult<Option<T>> {
+    // Private names of torch's, which is there, as one of its tensors is.
+    let torch = py.import(intern!(py, "torch._C"))?;
+    let transforms = torch.getattr(intern!(py, "_functorch"))?;
+    if transforms.call_method0(intern!(py, "peek_interpreter_stack"))?.is_none() {
+        return Ok(None);
+    }
+    let outside = torch.getattr(intern!(py, "_DisableFuncTorch"))?.call0()?;
+    outside.call_method0(intern!(py, "__enter__"))?;
+    let result = work();
+    let none = py.None();
+    outside.call_method1(intern!(py, "__exit__"), (&none, &none, &none))?;
+    Ok(Some(result))
 }

@@ -178,8 +178,8 @@ class TestStates:
             for sample in x:
                 batch.submit(sample)
         with torch.cuda.stream(stream):
-            norms = torch.linalg.vector_norm(torch.from_dlpack(batch.states), dim=1)
-        assert torch.allclose(norms.cpu(), torch.ones(50, dtype=torch.float64))
+            norms = torch.linalg.vector_norm(torch.from_dlpack(batch.states), dim=1).cpu()
+        assert torch.allclose(norms, torch.ones(50, dtype=torch.float64))
 
 
 BAD: dict[str, tuple[Any, type[Exception]]] = {

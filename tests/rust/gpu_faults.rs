@@ -518,7 +518,7 @@ fn captures_that_fail() {
 #[test]
 fn opening_and_dropping_an_engine() {
     /// How often an engine is opened with no fault between.
-    const EVERY: u64 = 64;
+    const EVERY: u64 = 32;
 
     fn path(rig: &Rig) -> Result<()> {
         let engine = Engine::open(Device::Cuda(0))?;
@@ -536,9 +536,12 @@ fn opening_and_dropping_an_engine() {
     let start = faults::count();
     assert_eq!(path(&rig), Ok(()));
     let calls = faults::count() - start;
-    // There are hundreds of them, of the kernels alone, so each fails in one way.
+    let mut tried = 0;
+    // There are hundreds of them, so each fails in one way, and of those that look kernels up, which
+    // are alike, some do.
     for (first, fault) in (1..).zip(FAULTS) {
-        for k in (first..).step_by(FAULTS.len()) {
+        let mut k = first;
+        loop {
             assert!(k < 4 * calls, "there is no end to it");
             faults::fail_at_with(k, fault);
             let result = path(&rig);
@@ -547,15 +550,18 @@ fn opening_and_dropping_an_engine() {
                 if k > calls {
                     break;
                 }
+                k += FAULTS.len() as u64;
                 continue;
             };
             if let Err(error) = result {
                 assert_injected(&error, failed, fault);
             }
             assert_eq!(cuda::live_objects(), before, "after {failed}, call {k}");
-            if k % EVERY == 0 {
+            tried += 1;
+            if tried % EVERY == 0 {
                 assert_eq!(path(&rig), Ok(()), "after {failed}, call {k}");
             }
+            k += FAULTS.len() as u64 * if failed == "cuModuleGetFunction" { 16 } else { 1 };
         }
         assert_eq!(path(&rig), Ok(()));
         assert_eq!(cuda::live_objects(), before);
