@@ -335,7 +335,7 @@ class TestProcess:
         code = (
             "import faulthandler, signal, qdp\n"
             "faulthandler.dump_traceback_later(60, exit=True)\n"
-            "batcher = qdp.Engine('cpu').batcher(2, max_delay_us=600e6)\n"
+            "batcher = qdp.Engine('cpu').batcher(2, max_delay_us=60e6)\n"
             "def ring(*_):\n"
             "    assert len(batcher.encode([1.0])) == 1\n"
             "    raise RuntimeError('away')\n"

@@ -65,7 +65,7 @@ mod sync {
 use loom::cell::UnsafeCell;
 use loom::sync::Arc;
 use loom::thread;
-use protocol::{Called, Failure, Finished, Limits, Outcome, Protocol, Request, Ticket, Work};
+use protocol::{Ask, Called, Failure, Finished, Limits, Outcome, Protocol, Request, Ticket, Work};
 use std::ops::Range;
 use std::time::Duration;
 
@@ -175,7 +175,9 @@ fn request(key: u8) -> Request<Copy> {
 /// Encodes a value as a caller.
 fn call(protocol: &Protocol<Copy>, key: u8, own: usize) -> Result<usize, Failure<&'static str>> {
     let alone = || if own == BAD { Err("bad") } else { Ok(own) };
-    match protocol.call(request(key), None, alone, |buffer, rows| write(buffer, rows, own))? {
+    match protocol
+        .call(request(key), None::<Ask<'_, _>>, alone, |buffer, rows| write(buffer, rows, own))?
+    {
         Called::Alone(result) => result.map_err(Failure::Failed),
         Called::Shared(share) => value(Ok(share)),
     }

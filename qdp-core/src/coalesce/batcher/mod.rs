@@ -220,7 +220,12 @@ impl Batcher {
                 interrupt()
             }
         });
-        let ask = ask.as_ref().map(|ask| ask as &dyn Fn() -> Result<()>);
+        let prepare = || {
+            self.start_worker()?;
+            let is_there = self.worker.lock().is_some();
+            if is_there { Ok(()) } else { Err(self.error(Failure::Closed)) }
+        };
+        let ask = ask.as_ref().map(|ask| protocol::Ask { prepare: &prepare, ask });
         let called = self.protocol.call(request, ask, alone, |buffer, rows| {
             BatchWork::write_input(&key, buffer, &rows, input)
         });

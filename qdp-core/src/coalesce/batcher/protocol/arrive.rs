@@ -49,6 +49,34 @@ impl<W: Work> Drop for Seat<'_, W> {
     }
 }
 
+/// A caller of a batch who does something else meanwhile, and is not to lead.
+pub(super) struct Away<'a, W: Work> {
+    protocol: &'a Protocol<W>,
+    batch: &'a Arc<Batch<W>>,
+}
+
+impl<'a, W: Work> Away<'a, W> {
+    pub(super) fn new(protocol: &'a Protocol<W>, batch: &'a Arc<Batch<W>>) -> Self {
+        let mut state = protocol.state.lock();
+        if let Some(index) = state.find(batch) {
+            state.pending[index].callers -= 1;
+            let callers = state.pending[index].callers;
+            protocol.pass_offer(&mut state, batch, callers);
+        }
+        protocol.unlock(state);
+        Self { protocol, batch }
+    }
+}
+
+impl<W: Work> Drop for Away<'_, W> {
+    fn drop(&mut self) {
+        let mut state = self.protocol.state.lock();
+        if let Some(index) = state.find(self.batch) {
+            state.pending[index].callers += 1;
+        }
+    }
+}
+
 impl<W: Work> Protocol<W> {
     /// Encodes a request and waits for it: `alone` where nothing is in flight, else as rows of a
     /// batch, which `write` writes. While it waits, `ask` is asked now and then whether to go on.
@@ -84,7 +112,7 @@ impl<W: Work> Protocol<W> {
         write: impl FnOnce(&W::Buffer, Range<usize>) -> Result<(), W::Error>,
     ) -> Result<Share<W>, Failure<W::Error>> {
         let deadline = request.deadline;
-        let claim = self.take_place(state, request, patience)?;
+        let claim = self.take_place(state, request)?;
         let (batch, rows) = (Arc::clone(&claim.batch), claim.rows.clone());
         let mut seat = Seat { protocol: self, batch, rows, taken: true };
         if let Err(error) = write(&claim.batch.buffer, claim.rows.clone()) {
@@ -206,7 +234,6 @@ impl<W: Work> Protocol<W> {
         &self,
         mut state: MutexGuard<'_, State<W>>,
         request: Request<W>,
-        patience: &mut Patience<'_, W::Error>,
     ) -> Result<Claim<W>, Failure<W::Error>> {
         let arrived = Instant::now();
         if self.has_room(&mut state)? {
@@ -219,27 +246,23 @@ impl<W: Work> Protocol<W> {
             }
             return Ok(claim);
         }
+        let deadline = request.deadline;
         let ticket = Arc::new(Ticket::new());
         state.park(Parked { ticket: Arc::clone(&ticket), request, arrived, source: None });
         drop(state);
-        let failure = loop {
-            if let Some(claim) = ticket.wait_granted(patience.until()) {
-                return claim;
-            }
-            if let Err(failure) = patience.look() {
-                break failure;
-            }
-        };
+        // Not asked meanwhile: rows that it was given would not be written, and a leader wait.
+        if let Some(claim) = ticket.wait_granted(deadline) {
+            return claim;
+        }
         let mut state = self.state.lock();
         let is_it = |parked: &Parked<W>| Arc::ptr_eq(&parked.ticket, &ticket);
         if let Some(index) = state.parked.iter().position(is_it) {
             state.parked.remove(index);
-            state.count_given_up(&failure);
-            return Err(failure);
+            state.stats.expired += 1;
+            return Err(Failure::Expired);
         }
         drop(state);
         // It got its place just now.
-        patience.end(failure);
         ticket.wait_granted(None).unwrap_or(Err(Failure::Expired))
     }
 
@@ -329,7 +352,12 @@ impl<W: Work> Protocol<W> {
                     }
                     Some(_) => {
                         drop(phase);
-                        if let Err(failure) = patience.look() {
+                        let mut looked = patience.look();
+                        if looked.is_ok() && patience.may_ask() {
+                            let _away = Away::new(self, &batch);
+                            looked = patience.ask();
+                        }
+                        if let Err(failure) = looked {
                             let left = self.leave(&batch, |state| state.count_given_up(&failure));
                             if left || !matches!(failure, Failure::Expired) {
                                 seat.taken = false;
@@ -364,15 +392,19 @@ impl<W: Work> Protocol<W> {
         state.waiting -= 1;
         note(&mut state);
         let news = self.grant(&mut state);
-        // It may be the one who was asked to lead.
-        if callers > 0 {
-            batch.changed.notify_one();
-        } else if batch.take_lead() {
-            self.hand_over(&mut state, Leader::Worker);
-        }
+        self.pass_offer(&mut state, batch, callers);
         self.unlock(state);
         self.deliver(news);
         true
+    }
+
+    /// A caller of a batch has gone, and so many are left: it may be the one who was asked to lead.
+    fn pass_offer(&self, state: &mut State<W>, batch: &Batch<W>, callers: usize) {
+        if callers > 0 {
+            batch.changed.notify_one();
+        } else if batch.take_lead() {
+            self.hand_over(state, Leader::Worker);
+        }
     }
 
     /// An asynchronous request leaves its batch, if that has not started.

@@ -1,6 +1,7 @@
 //! Leading: which batch is next, running it, and who leads then.
 
 use super::super::sync::look_until;
+use super::arrive::Away;
 use super::patience::Patience;
 use super::ticket::Place;
 use super::{
@@ -98,13 +99,23 @@ impl<W: Work> Protocol<W> {
             let finished = match self.next(until) {
                 Next::Run(pending, at) => self.run(pending, at, gather),
                 Next::Leave => {
-                    if let Some((batch, patience)) = &mut own
-                        && let Err(failure) = patience.look()
-                    {
+                    let Some((batch, patience)) = &mut own else { continue };
+                    let given_up = |patience: &mut Patience<'_, _>, failure| {
                         if self.leave(batch, |state| state.count_given_up(&failure)) {
                             return Err(failure);
                         }
                         patience.end(failure);
+                        Ok(())
+                    };
+                    if let Err(failure) = patience.look() {
+                        given_up(patience, failure)?;
+                    } else if patience.may_ask() {
+                        let away = Away::new(self, batch);
+                        drop(leading);
+                        let asked = patience.ask();
+                        drop(away);
+                        // Somebody else leads now.
+                        return asked.or_else(|failure| given_up(patience, failure));
                     }
                     continue;
                 }
@@ -119,9 +130,18 @@ impl<W: Work> Protocol<W> {
             self.state.lock().busy = true;
             self.deliver(finished);
         };
+        if finished.is_empty() {
+            return Ok(());
+        }
         // The next batch first: those who listen may be slow.
+        self.state.lock().telling += 1;
         drop(leading);
         self.deliver(finished);
+        let mut state = self.state.lock();
+        state.telling -= 1;
+        if state.closed {
+            self.idle.notify_all();
+        }
         Ok(())
     }
 

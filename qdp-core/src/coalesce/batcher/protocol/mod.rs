@@ -30,6 +30,7 @@ use std::ops::Range;
 use std::time::{Duration, Instant};
 
 pub(crate) use arrive::{Called, Request};
+pub(crate) use patience::Ask;
 pub(crate) use ticket::Ticket;
 
 /// What batches are made of and done with.
@@ -251,6 +252,8 @@ struct State<W: Work> {
     leader: Leader,
     /// The batch before is over, rather than nothing was in flight.
     busy: bool,
+    /// Threads that tell listeners though they lead no more.
+    telling: usize,
     /// Data that nobody will write any more. It may be anybody's, and so may what its destructor
     /// does: it is dropped behind the lock, see [`Protocol::unlock`].
     spent: Vec<W::Source>,
@@ -287,6 +290,7 @@ impl<W: Work> Protocol<W> {
             leader: Leader::Nobody,
             spent: Vec::new(),
             busy: false,
+            telling: 0,
             closed: false,
             stopped: false,
             stats: BatcherStats::default(),
@@ -342,7 +346,7 @@ impl<W: Work> Protocol<W> {
             state.leader = Leader::Worker;
             self.worker.notify_all();
         }
-        while drain && state.leader != Leader::Nobody {
+        while drain && (state.leader != Leader::Nobody || state.telling > 0) {
             state = self.idle.wait(state);
         }
     }

@@ -8,7 +8,11 @@ use std::time::{Duration, Instant};
 const PERIOD: Duration = Duration::from_millis(20);
 
 /// Asks a caller whether to go on.
-pub(crate) type Ask<'a, E> = &'a dyn Fn() -> Result<(), E>;
+pub(crate) struct Ask<'a, E> {
+    /// Makes sure that there is a worker, who leads while the caller is asked.
+    pub(crate) prepare: &'a dyn Fn() -> Result<(), E>,
+    pub(crate) ask: &'a dyn Fn() -> Result<(), E>,
+}
 
 /// Until when a caller waits.
 pub(super) struct Patience<'a, E> {
@@ -26,28 +30,37 @@ impl<'a, E: Clone> Patience<'a, E> {
 
     /// When to look whether it is over.
     pub(super) fn until(&self) -> Option<Instant> {
-        let next = self.ask.map(|_| self.asked + PERIOD);
+        let next = self.ask.as_ref().map(|_| self.asked + PERIOD);
         let next = if self.over.is_some() { Some(self.asked) } else { next };
         self.deadline.into_iter().chain(next).min()
     }
 
-    /// Fails where it is over. The caller is asked, which may run any code of its: never under a
-    /// lock.
+    /// Fails where the deadline has passed.
     pub(super) fn look(&mut self) -> Result<(), Failure<E>> {
         if let Some(failure) = self.over.take() {
             return Err(failure);
         }
-        if self.deadline.is_some_and(|deadline| deadline <= Instant::now()) {
-            return Err(Failure::Expired);
+        match self.deadline {
+            Some(deadline) if deadline <= Instant::now() => Err(Failure::Expired),
+            _ => Ok(()),
         }
-        if let Some(ask) = self.ask
-            && self.asked.elapsed() >= PERIOD
-        {
-            let answer = ask();
-            self.asked = Instant::now();
-            answer.map_err(Failure::Failed)?;
-        }
-        Ok(())
+    }
+
+    /// Whether to ask the caller now, if somebody can lead meanwhile.
+    pub(super) fn may_ask(&mut self) -> bool {
+        let Some(ask) = self.ask.as_ref().filter(|_| self.asked.elapsed() >= PERIOD) else {
+            return false;
+        };
+        self.asked = Instant::now();
+        (ask.prepare)().is_ok()
+    }
+
+    /// Asks the caller, which may run any code of its: never under a lock, nor by a leader, nor by
+    /// somebody who might be offered to lead.
+    pub(super) fn ask(&mut self) -> Result<(), Failure<E>> {
+        let answer = self.ask.as_ref().map_or(Ok(()), |ask| (ask.ask)());
+        self.asked = Instant::now();
+        answer.map_err(Failure::Failed)
     }
 
     /// It is over, and whoever waits next is to be told why.
