@@ -11,10 +11,10 @@
 //! ([`Phase::Lead`]), so that whichever caller looks first takes it; one who leaves without looking
 //! passes it on.
 //!
-//! What is beyond the bound of the queue is parked, and claims its rows, by level and in order, when
-//! a batch starts and makes room. Whether a request has started is decided under the lock: it has, as soon
-//! as its batch is out of [`State::pending`]. Until then it can be withdrawn; its rows stay in the
-//! batch, and nobody asks for their states.
+//! What is beyond the bound of the queue is parked, and claims its rows, by level and in order,
+//! when a batch starts and makes room. Whether a request has started is decided under the lock: it
+//! has, as soon as its batch is out of [`State::pending`]. Until then it can be withdrawn; its rows
+//! stay in the batch, and nobody asks for their states.
 #![forbid(unsafe_code)]
 
 mod arrive;
