@@ -5,7 +5,7 @@ use crate::engine::Engine;
 use crate::errors::Result;
 use crate::event_loop::{EventLoop, EventLoops};
 use crate::input::Data;
-use crate::interrupt::interrupt;
+use crate::interrupt::{interrupt, raising};
 use crate::options::{self, SpecArgs};
 use crate::state::StateBatch;
 use crate::turnstile;
@@ -130,12 +130,6 @@ fn from_now(seconds: f64) -> Result<Option<Instant>> {
     Ok(duration.and_then(|duration| Instant::now().checked_add(duration)))
 }
 
-/// A positive integer.
-fn size(argument: &'static str, value: &Bound<'_, PyAny>) -> Result<usize> {
-    let number = value.extract::<usize>().ok().filter(|&number| number > 0);
-    number.ok_or_else(|| options::invalid(argument, "a positive integer", value))
-}
-
 #[pymethods]
 impl BatcherCore {
     #[new]
@@ -166,7 +160,7 @@ impl BatcherCore {
         let max_delay = Duration::try_from_secs_f64(max_delay_us / 1e6)
             .map_err(|_| Error::invalid("max_delay_us", "a non-negative number", max_delay_us))?;
         let sized = |argument, value: Option<&Bound<'py, PyAny>>, usual| {
-            value.map_or(Ok(usual), |value| size(argument, value))
+            value.map_or(Ok(usual), |value| options::size(argument, value))
         };
         let config = BatcherConfig {
             max_delay,
@@ -268,7 +262,8 @@ impl BatcherCore {
             return self.encode_device(py, data, &spec, &options);
         }
         let input = data.input();
-        let state = turnstile::detach(py, || self.batcher.encode(&input, &spec, &options))?;
+        let encode = || self.batcher.encode(&input, &spec, &options);
+        let state = raising(|| turnstile::detach(py, encode))??;
         Ok(StateBatch::new(state, false))
     }
 
@@ -306,16 +301,17 @@ impl BatcherCore {
         let token = listener.expect(&future);
         let mut input = Some(data.into_owned());
         let told: Arc<dyn Listener> = Arc::clone(&listener) as _;
-        let request =
-            py.detach(|| self.batcher.submit_to(&mut input, &spec, &options, told, token));
-        drop(input); // with the GIL, where it was read already
-        match request {
-            Ok(request) => {
-                if request.is_to_be_led() {
-                    listener.lead_later(py, &self.batcher)?;
-                }
-                Ok((future, Some(BatcherRequest { request, listener, token })))
+        let submitted = raising(|| {
+            let submit = || self.batcher.submit_to(&mut input, &spec, &options, told, token);
+            let request = py.detach(submit);
+            if request.as_ref().is_ok_and(Request::is_to_be_led) {
+                listener.lead_later(py, &self.batcher);
             }
+            request
+        });
+        drop(input); // with the GIL, where it was read already
+        match submitted? {
+            Ok(request) => Ok((future, Some(BatcherRequest { request, listener, token }))),
             Err(error) => {
                 listener.forget(token);
                 Err(error.into())
@@ -324,8 +320,8 @@ impl BatcherCore {
     }
 
     /// Take no more requests, and wait until those that wait are encoded.
-    fn close(&self, py: Python<'_>) {
-        py.detach(|| self.batcher.close());
+    fn close(&self, py: Python<'_>) -> PyResult<()> {
+        raising(|| py.detach(|| self.batcher.close()))
     }
 
     fn __traverse__(&self, visit: PyVisit<'_>) -> Result<(), PyTraverseError> {
@@ -338,11 +334,12 @@ impl BatcherCore {
 
     /// What the batcher has done, by name.
     ///
-    /// `requests` encoded (those that were alone whatever came of it), in so many `batches`, and `batch_sizes`: by a power of two, how many
-    /// batches had at least as many samples and less than twice as many. `started_idle`,
-    /// `started_next`, `started_delay`, `started_full` and `started_close`: how many batches were
-    /// started as nothing was in flight, as the one before was over, as the oldest request had
-    /// waited for the longest delay, as there was no more room, and as the batcher was closed.
+    /// `requests` encoded (those that were alone whatever came of it), in so many `batches`, and
+    /// `batch_sizes`: by a power of two, how many batches had at least as many samples and less
+    /// than twice as many. `started_idle`, `started_next`, `started_delay`, `started_full` and
+    /// `started_close`: how many batches were started as nothing was in flight, as the one before
+    /// was over, as the oldest request had waited for the longest delay, as there was no more room,
+    /// and as the batcher was closed.
     /// `queue_wait_ns` from the arrival of requests until their batches started, in all, and
     /// `max_queue_wait_ns`. `direct` requests were encoded by themselves, as they were too large
     /// or on a device; `refused`, `expired`, `cancelled` and `invalid` ones not at all. `waiting` is

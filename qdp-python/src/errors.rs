@@ -2,7 +2,10 @@
 //! numbers of its message as attributes.
 
 use crate::interrupt;
-use pyo3::exceptions::PyRuntimeError;
+use pyo3::exceptions::{
+    PyArithmeticError, PyAttributeError, PyBufferError, PyLookupError, PyRuntimeError, PyTypeError,
+    PyValueError,
+};
 use pyo3::prelude::*;
 use pyo3::sync::PyOnceLock;
 use pyo3::types::{PyDict, PyModule};
@@ -62,13 +65,29 @@ fn cancelled() -> PyErr {
     })
 }
 
-/// [`Error::InvalidArgument`] that a Python exception is the reason for.
+/// Whether an exception is of those by which libraries refuse a value, rather than Ctrl-C, a timeout
+/// or the like, which a signal's handler raised meanwhile, or memory that ran out.
+pub(crate) fn is_refusal(py: Python<'_>, error: &PyErr) -> bool {
+    error.is_instance_of::<PyTypeError>(py)
+        || error.is_instance_of::<PyValueError>(py)
+        || error.is_instance_of::<PyArithmeticError>(py)
+        || error.is_instance_of::<PyAttributeError>(py)
+        || error.is_instance_of::<PyBufferError>(py)
+        || error.is_instance_of::<PyLookupError>(py)
+        || error.is_instance_of::<PyRuntimeError>(py)
+}
+
+/// [`Error::InvalidArgument`] that a Python exception is the reason for, if that
+/// [is about it](is_refusal).
 pub(crate) fn invalid_because(
     py: Python<'_>,
     argument: &'static str,
     expected: &str,
     cause: PyErr,
 ) -> Failure {
+    if !is_refusal(py, &cause) {
+        return Failure::Python(cause);
+    }
     because(py, Error::invalid(argument, expected, first_line(py, &cause)), cause)
 }
 

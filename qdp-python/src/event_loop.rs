@@ -6,9 +6,10 @@
 //! batch, it puts the results into the inbox, and has the loop call that where it was empty.
 
 use crate::errors::Failure;
+use crate::interrupt::{insist, raising};
 use crate::state::StateBatch;
 use parking_lot::Mutex;
-use pyo3::exceptions::PyKeyboardInterrupt;
+use pyo3::exceptions::PyRuntimeError;
 use pyo3::gc::{PyTraverseError, PyVisit};
 use pyo3::intern;
 use pyo3::prelude::*;
@@ -126,47 +127,43 @@ impl Inbox {
     }
 
     fn __call__(&self, py: Python<'_>) -> PyResult<()> {
-        if self.leads.swap(false, Ordering::Relaxed)
-            && let Some(batcher) = self.batcher.upgrade()
-        {
-            self.done.lock().called = true;
-            py.detach(|| {
-                batcher.lead();
-                drop(batcher); // it may be the last one to have it: without the GIL, too
-            });
-        }
-        let done = std::mem::take(&mut *self.done.lock());
-        // What a signal's handler raises in between is for the loop, once all are told.
-        let mut raised = Ok(());
-        for (token, result) in done.results {
-            let Some(future) = self.take(token) else { continue };
-            raised = raised.and(tell(future.bind(py), result));
-        }
-        raised
+        raising(|| {
+            if self.leads.swap(false, Ordering::Relaxed)
+                && let Some(batcher) = self.batcher.upgrade()
+            {
+                self.done.lock().called = true;
+                py.detach(|| {
+                    batcher.lead();
+                    drop(batcher); // it may be the last one to have it: without the GIL, too
+                });
+            }
+            let done = std::mem::take(&mut *self.done.lock());
+            for (token, result) in done.results {
+                if let Some(future) = self.take(token) {
+                    tell(future.bind(py), result);
+                }
+            }
+        })
     }
 }
 
 /// Sets a future, unless it was cancelled.
-fn tell(future: &Bound<'_, PyAny>, result: qdp_core::Result<qdp_core::StateBatch>) -> PyResult<()> {
+fn tell(future: &Bound<'_, PyAny>, result: qdp_core::Result<qdp_core::StateBatch>) {
     let py = future.py();
-    let (set, value) = match result {
-        Ok(state) => {
-            let state = StateBatch::new(state, false);
-            (intern!(py, "set_result"), Bound::new(py, state)?.into_any())
-        }
+    let state = result.map_err(Failure::Core).map(|state| StateBatch::new(state, false));
+    let value = state.map_err(PyErr::from).and_then(|state| Bound::new(py, state));
+    let (set, value) = match value {
+        Ok(state) => (intern!(py, "set_result"), state.into_any()),
         Err(error) => {
-            let error = PyErr::from(Failure::Core(error)).into_value(py);
-            (intern!(py, "set_exception"), error.into_bound(py).into_any())
+            (intern!(py, "set_exception"), error.into_value(py).into_bound(py).into_any())
         }
     };
-    let attempt = || {
+    insist(py, || {
         if !future.call_method0(intern!(py, "done"))?.is_truthy()? {
             future.call_method1(set, (&value,))?;
         }
         Ok(())
-    };
-    // Where a signal's handler raised, it may have been before the future was set.
-    attempt().or_else(|raised| attempt().and(Err(raised)))
+    });
 }
 
 /// A loop as the listener of its requests.
@@ -188,45 +185,39 @@ impl EventLoop {
     }
 
     /// Has the running loop encode what waits, once the tasks that are ready have run.
-    pub(crate) fn lead_later(&self, py: Python<'_>, batcher: &qdp_core::Batcher) -> PyResult<()> {
+    pub(crate) fn lead_later(&self, py: Python<'_>, batcher: &qdp_core::Batcher) {
         if !self.inbox().leads.swap(true, Ordering::Relaxed) {
             let event_loop = self.inbox().event_loop.bind(py);
-            if let Err(raised) = event_loop.call_method1(intern!(py, "call_soon"), (&self.0,)) {
-                // By a signal's handler, so nobody is on the way.
+            let call = || event_loop.call_method1(intern!(py, "call_soon"), (&self.0,));
+            if insist(py, call).is_none() {
+                // Nobody is on the way.
                 self.inbox().leads.store(false, Ordering::Relaxed);
                 py.detach(|| batcher.lead());
-                return Err(raised);
             }
         }
-        Ok(())
     }
 
     /// Has the loop set the futures whose results are there.
     fn wake(&self, py: Python<'_>) {
         let event_loop = self.inbox().event_loop.bind(py);
-        let name = intern!(py, "call_soon_threadsafe");
-        let mut raised = None;
-        while let Err(error) = event_loop.call_method1(name, (&self.0,)) {
-            let closed = event_loop.call_method0(intern!(py, "is_closed"));
-            let closed = closed.and_then(|closed| closed.is_truthy());
-            if raised.is_some() || closed.unwrap_or(true) {
-                // Nobody is left to wait.
-                let done = std::mem::take(&mut *self.inbox().done.lock());
-                for (token, _) in done.results {
-                    self.forget(token);
+        let call = || {
+            let called = event_loop.call_method1(intern!(py, "call_soon_threadsafe"), (&self.0,));
+            match called {
+                Err(error)
+                    if error.is_instance_of::<PyRuntimeError>(py)
+                        && event_loop.call_method0(intern!(py, "is_closed"))?.is_truthy()? =>
+                {
+                    Ok(false)
                 }
-                break;
+                called => called.map(|_| true),
             }
-            // A signal's handler raised on this thread, which is not about the loop.
-            raised = Some(error);
-        }
-        match raised {
-            Some(error) if error.is_instance_of::<PyKeyboardInterrupt>(py) => {
-                // SAFETY: it notes a signal, and the interpreter is attached.
-                unsafe { pyo3::ffi::PyErr_SetInterrupt() };
+        };
+        if insist(py, call) != Some(true) {
+            // Nobody is left to wait.
+            let done = std::mem::take(&mut *self.inbox().done.lock());
+            for (token, _) in done.results {
+                self.forget(token);
             }
-            Some(error) => error.write_unraisable(py, Some(event_loop)),
-            None => {}
         }
     }
 }

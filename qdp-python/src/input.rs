@@ -2,7 +2,7 @@
 
 use crate::affine::Map;
 use crate::arrow::{self, Samples};
-use crate::errors::{Failure, Result, because, first_line, invalid_because};
+use crate::errors::{Failure, Result, because, first_line, invalid_because, is_refusal};
 use crate::exchange::{Table, resolve_torch};
 use crate::layout::{Layout, SHAPES, device_of_dlpack, unusable};
 use dlpark::ffi::{DLDevice, DLDeviceType};
@@ -10,7 +10,7 @@ use dlpark::python::consumer::stream::cuda;
 use dlpark::python::{DlpackStream, ImportRequest, ImportedDlpack, StreamArg};
 use numpy::npyffi::flags::{NPY_ARRAY_ALIGNED, NPY_ARRAY_C_CONTIGUOUS};
 use numpy::{PyUntypedArray, PyUntypedArrayMethods, npyffi};
-use pyo3::exceptions::{PyMemoryError, PyTypeError};
+use pyo3::exceptions::PyTypeError;
 use pyo3::intern;
 use pyo3::prelude::*;
 use pyo3::sync::PyOnceLock;
@@ -95,8 +95,9 @@ impl<'py> Data<'py> {
                 // A producer that cannot export (an array that is read-only, say) may have values
                 // nonetheless.
                 Err(Failure::Python(error)) => {
-                    if !object.hasattr(intern!(object.py(), "__array__"))? {
-                        return Err(undescribable(object.py(), error));
+                    let py = object.py();
+                    if !is_refusal(py, &error) || !object.hasattr(intern!(py, "__array__"))? {
+                        return Err(undescribable(py, error));
                     }
                 }
                 Err(error) => return Err(error),
@@ -208,11 +209,7 @@ impl<'py> Data<'py> {
         }
         let asarray = ASARRAY.import(py, "numpy", "asarray")?;
         let array = asarray.call1((object,)).map_err(|error| {
-            if error.is_instance_of::<PyMemoryError>(py) {
-                return Failure::Python(error);
-            }
-            let ragged = first_line(py, &error).contains("inhomogeneous");
-            if !ragged {
+            if !first_line(py, &error).contains("inhomogeneous") {
                 return invalid_because(py, ARGUMENT, "numbers", error);
             }
             let ragged = Error::Shape {

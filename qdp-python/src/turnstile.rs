@@ -33,7 +33,8 @@ static NEAR: LazyLock<u64> =
     LazyLock::new(|| (qdp_core::Engine::num_threads() as u64 / 4).min(MAX_NEAR));
 /// Threads that take turns at a time, at most: among more of them those near their turn wake too
 /// late, and it is better for some to crowd around the lock.
-static MANY: LazyLock<usize> = LazyLock::new(|| 2 * qdp_core::Engine::num_threads());
+static MANY: LazyLock<usize> =
+    LazyLock::new(|| (2 * qdp_core::Engine::num_threads()).min(SLEEPERS.len()));
 /// Threads that have drawn a number and wait.
 static WAITING: AtomicUsize = AtomicUsize::new(0);
 /// The next number that a thread draws.
@@ -43,7 +44,7 @@ static TURN: AtomicU64 = AtomicU64::new(0);
 
 /// Threads that sleep, and their numbers: each in the place of its number. Nobody waits for one of
 /// these locks: in a process that was forked meanwhile they may be held by a thread that is not there.
-static SLEEPERS: [Mutex<Option<(u64, Thread)>>; 64] = [const { Mutex::new(None) }; 64];
+static SLEEPERS: [Mutex<Option<(u64, Thread)>>; 256] = [const { Mutex::new(None) }; 256];
 
 fn sleeper(number: u64) -> &'static Mutex<Option<(u64, Thread)>> {
     &SLEEPERS[(number % SLEEPERS.len() as u64) as usize]
@@ -54,6 +55,8 @@ struct Own {
     /// The number that it has the lock by, until it lets the next thread pass.
     number: Cell<Option<u64>>,
     returned: Cell<Option<Instant>>,
+    /// In the middle of a call: one that a signal's handler makes meanwhile keeps no turn.
+    away: Cell<bool>,
 }
 
 impl Own {
@@ -71,7 +74,9 @@ impl Drop for Own {
 }
 
 thread_local! {
-    static OWN: Own = const { Own { number: Cell::new(None), returned: Cell::new(None) } };
+    static OWN: Own = const {
+        Own { number: Cell::new(None), returned: Cell::new(None), away: Cell::new(false) }
+    };
 }
 
 /// Runs `work` without the interpreter's lock, and takes it back in turn.
@@ -79,8 +84,8 @@ pub(crate) fn detach<T: Send>(py: Python<'_>, work: impl FnOnce() -> T + Send) -
     if *NEAR == 0 {
         return py.detach(work);
     }
-    let returned = OWN.with(|own| own.returned.get());
-    let is_soon = returned.is_some_and(|returned| returned.elapsed() < SOON);
+    let (returned, nested) = OWN.with(|own| (own.returned.get(), own.away.replace(true)));
+    let is_soon = !nested && returned.is_some_and(|returned| returned.elapsed() < SOON);
     let result = py.detach(|| {
         OWN.with(Own::pass); // behind the lock: it is free for whoever is next
         let result = work();
@@ -98,6 +103,7 @@ pub(crate) fn detach<T: Send>(py: Python<'_>, work: impl FnOnce() -> T + Send) -
             own.pass();
         }
         own.returned.set(Some(Instant::now()));
+        own.away.set(nested);
     });
     result
 }

@@ -341,6 +341,7 @@ class TestIsolation:
             ("max_delay_us", 1e12),
             ("max_batch_bytes", 0),
             ("max_batch_samples", -1),
+            ("max_batch_samples", True),
             ("queue", 0),
             ("queue", 1.5),
             ("when_full", "drop"),

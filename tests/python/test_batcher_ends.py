@@ -254,19 +254,22 @@ class TestClose:
         with engine.batcher(N, queue=4) as batcher:
             run(main(batcher))
 
-    def test_a_signal_on_the_way_to_a_future_loses_no_other(self, engine: qdp.Engine) -> None:
+    @pytest.mark.parametrize("signals", [1, 3])
+    def test_a_signal_on_the_way_to_a_future_loses_no_other(
+        self, engine: qdp.Engine, signals: int
+    ) -> None:
         def told(_: Any) -> None:
             pass
 
         class Loop(asyncio.SelectorEventLoop):
-            interrupts = 1
+            interrupts = signals
 
             def call_soon(  # type: ignore[override]
                 self, callback: Any, *args: Any, context: Any = None
             ) -> Any:
                 if callback is told and self.interrupts:
                     self.interrupts -= 1
-                    raise KeyboardInterrupt
+                    raise KeyboardInterrupt(self.interrupts)
                 return super().call_soon(callback, *args, context=context)
 
         event_loop = Loop()
@@ -275,8 +278,12 @@ class TestClose:
             futures = [batcher.submit(event_loop, x)[0] for x in samples(8)]
             for future in futures:
                 future.add_done_callback(told)
-            with pytest.raises(KeyboardInterrupt):
+            with pytest.raises(KeyboardInterrupt) as raised:
                 event_loop.run_until_complete(asyncio.sleep(1))
+            chain: list[BaseException] = [raised.value]
+            while chain[-1].__context__ is not None:
+                chain.append(chain[-1].__context__)
+            assert [error.args for error in chain] == [(left,) for left in range(signals)]
             event_loop.run_until_complete(asyncio.wait_for(asyncio.gather(*futures), 20))
             assert all(future.done() for future in futures)
         finally:
@@ -338,15 +345,47 @@ class TestProcess:
             "batcher = qdp.Engine('cpu').batcher(2, max_delay_us=60e6)\n"
             "def ring(*_):\n"
             "    assert len(batcher.encode([1.0])) == 1\n"
-            "    raise RuntimeError('away')\n"
+            "    raise TimeoutError('away')\n"
             "signal.signal(signal.SIGALRM, ring)\n"
             "signal.setitimer(signal.ITIMER_REAL, 0.05)\n"
             "try:\n"
             "    batcher.encode([1.0])\n"
-            "except RuntimeError as error:\n"
+            "except TimeoutError as error:\n"
             "    print(error, batcher.stats()['cancelled'], batcher.stats()['waiting'])\n"
         )
         assert script(code) == "away 1 0\n"
+
+    def test_what_a_signals_handler_raises_on_the_way_to_a_loop_is_the_calls(self) -> None:
+        code = (
+            "import asyncio, signal, sys, threading, time, qdp\n"
+            "batcher = qdp.Engine('cpu').batcher(2)\n"
+            "class Away(Exception): pass\n"  # which nobody else handles
+            "lost, heard, caught = [], 0, 0\n"
+            "sys.unraisablehook = lambda error: lost.append(repr(error.exc_value))\n"
+            "async def main():\n"
+            "    async def task():\n"
+            "        while heard < 1000:\n"
+            "            await batcher.encode_async([1.0])\n"
+            "    await asyncio.gather(*(task() for _ in range(8)))\n"
+            "def ring(*_):\n"
+            "    global heard\n"
+            "    heard += 1\n"
+            "    raise Away\n"
+            "signal.signal(signal.SIGALRM, ring)\n"
+            "thread = threading.Thread(target=asyncio.run, args=(main(),), daemon=True)\n"
+            "thread.start()\n"
+            "while heard < 1000:\n"
+            "    before = heard\n"
+            "    try:\n"
+            "        signal.setitimer(signal.ITIMER_REAL, 0.0003)\n"
+            "        while heard == before:\n"
+            "            batcher.encode([1.0])\n"
+            "    except Away:\n"
+            "        caught += 1\n"
+            "thread.join()\n"
+            "print(caught, lost)\n"
+        )
+        assert script(code) == "1000 []\n"
 
     @pytest.mark.parametrize("delay", ["0", "50e6"])
     def test_exit_with_requests_waiting(self, device: str, delay: str) -> None:

@@ -364,6 +364,27 @@ class TestDLPack:
         with pytest.raises((qdp.QdpError, BufferError), match="never exports"):
             engine.encode(BrokenProducer(values("float64")), 2, "amplitude")
 
+    @pytest.mark.parametrize("kind", [KeyboardInterrupt, TimeoutError])
+    def test_what_a_signals_handler_raises_is_no_error_of_the_producer(
+        self, kind: type[BaseException], engine: qdp.Engine
+    ) -> None:
+        class Interrupted(Producer):
+            def __dlpack__(self, **kwargs: Any) -> Any:
+                raise kind
+
+        class Values(Interrupted):
+            def __array__(self, *args: Any, **kwargs: Any) -> Any:
+                return self.array
+
+        class InterruptedValues:
+            def __array__(self, *args: Any, **kwargs: Any) -> Any:
+                raise kind
+
+        x = values("float64")
+        for source in (Interrupted(x), Values(x), InterruptedValues()):
+            with pytest.raises(kind):
+                engine.encode(source, 2, "amplitude")
+
     def test_states_are_input(self, engine: qdp.Engine) -> None:
         state = engine.encode(values("float32"), 2, "amplitude")
         again = engine.encode(state, 2, "amplitude").numpy()

@@ -73,6 +73,8 @@ use std::time::Duration;
 const EMPTY: usize = usize::MAX;
 /// A value that its request fails with.
 const BAD: usize = 13;
+/// A key whose batches take long.
+const LONG: u8 = 7;
 /// Rows of a batch.
 const ROWS: usize = 2;
 
@@ -126,7 +128,8 @@ impl Work for Copy {
         write(buffer, rows, source)
     }
 
-    fn run(&self, _: &u8, buffer: &Self::Buffer, rows: usize, _: bool) -> Self::Output {
+    fn run(&self, key: &u8, buffer: &Self::Buffer, rows: usize, gather: bool) -> Self::Output {
+        assert!(gather || *key != LONG, "whoever promised to lead took what is long");
         let take = |row: usize| {
             // SAFETY: as in `write`.
             buffer.0[row].with_mut(|cell| unsafe { std::mem::replace(&mut *cell, EMPTY) })
@@ -136,8 +139,8 @@ impl Work for Copy {
         std::sync::Arc::new(values)
     }
 
-    fn is_short(&self, _: &u8, _: usize) -> bool {
-        true
+    fn is_short(&self, key: &u8, _: usize) -> bool {
+        *key != LONG
     }
 
     fn recycle(&self, buffer: &Self::Buffer, _: bool) {
@@ -197,14 +200,16 @@ fn worker(protocol: &Arc<Protocol<Copy>>) -> thread::JoinHandle<()> {
     thread::spawn(move || protocol.work())
 }
 
+type Submitted = Result<(Arc<Ticket<Copy>>, bool), Failure<&'static str>>;
+
 /// Queues a value for its listener, which goes by the value; who `promises` is told whether to lead.
-fn submit(
-    protocol: &Protocol<Copy>,
-    own: usize,
-    promises: bool,
-) -> Result<(Arc<Ticket<Copy>>, bool), Failure<&'static str>> {
+fn submit(protocol: &Protocol<Copy>, own: usize, promises: bool) -> Submitted {
+    submit_to(protocol, 0, own, promises)
+}
+
+fn submit_to(protocol: &Protocol<Copy>, key: u8, own: usize, promises: bool) -> Submitted {
     let write = |own: &usize, buffer: &std::sync::Arc<Rows>, rows| write(buffer, rows, *own);
-    protocol.submit(request(0), Some(own), promises, own, write, |own| own)
+    protocol.submit(request(key), Some(own), promises, own, write, |own| own)
 }
 
 /// Closes the protocol and lets its worker go: what was delivered, in the order of the values.
@@ -324,6 +329,27 @@ fn a_promise_is_kept_by_somebody() {
             protocol.lead_promised();
         }
         assert_eq!(other.join().unwrap(), Ok(1));
+        assert_eq!(end(&protocol, worker), [(5, Some(5)), (6, Some(6))]);
+        assert_at_rest(&protocol);
+    });
+}
+
+/// Whoever promised to lead leaves to the worker what is long, though it came while it led.
+#[test]
+fn a_promise_is_of_what_is_short() {
+    model(3, || {
+        let protocol = protocol(8, false);
+        let worker = worker(&protocol);
+        let other = Arc::clone(&protocol);
+        let other = thread::spawn(move || {
+            if submit_to(&other, LONG, 6, true).is_ok_and(|(_, leads)| leads) {
+                other.lead_promised();
+            }
+        });
+        if submit(&protocol, 5, true).is_ok_and(|(_, leads)| leads) {
+            protocol.lead_promised();
+        }
+        other.join().unwrap();
         assert_eq!(end(&protocol, worker), [(5, Some(5)), (6, Some(6))]);
         assert_at_rest(&protocol);
     });

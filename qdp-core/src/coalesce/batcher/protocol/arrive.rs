@@ -162,8 +162,7 @@ impl<W: Work> Protocol<W> {
         if promised {
             state.leader = Leader::Promised;
         } else if matches!(state.leader, Leader::Nobody | Leader::Promised) {
-            state.leader = Leader::Worker;
-            self.worker.notify_all();
+            self.leave_to_worker(&mut state);
         }
         drop(state);
         if let Err(error) = write(&data, &claim.batch.buffer, claim.rows.clone()) {
@@ -219,8 +218,7 @@ impl<W: Work> Protocol<W> {
         let room = state.waiting < self.limits.queue && state.parked.is_empty();
         if !room && state.leader == Leader::Promised {
             // Whoever promised may be the one who is about to wait for room.
-            state.leader = Leader::Worker;
-            self.worker.notify_all();
+            self.leave_to_worker(state);
         }
         if !room && self.limits.refuse {
             state.stats.refused += 1;

@@ -46,7 +46,7 @@ pub(super) type Own<'a, 'ask, W> = (&'a Arc<Batch<W>>, &'a mut Patience<'ask, <W
 enum Next<W: Work> {
     /// Run a batch, which started at this instant.
     Run(Pending<W>, Instant),
-    /// Nothing: nobody leads any more.
+    /// Nothing: whoever asked leads no more.
     Nothing,
     /// Look whether to leave.
     Leave,
@@ -93,11 +93,11 @@ impl<W: Work> Protocol<W> {
         mut own: Option<Own<'_, '_, W>>,
     ) -> Result<(), Failure<W::Error>> {
         // Who leads as promised has tasks of its own, none of which runs meanwhile.
-        let gather = leading.otherwise != Leader::Promised;
+        let promised = leading.otherwise == Leader::Promised;
         let finished = loop {
             let until = own.as_ref().and_then(|(_, patience)| patience.until());
-            let finished = match self.next(until) {
-                Next::Run(pending, at) => self.run(pending, at, gather),
+            let finished = match self.next(until, promised) {
+                Next::Run(pending, at) => self.run(pending, at, !promised),
                 Next::Leave => {
                     let Some((batch, patience)) = &mut own else { continue };
                     let given_up = |patience: &mut Patience<'_, _>, failure| {
@@ -148,34 +148,31 @@ impl<W: Work> Protocol<W> {
     /// Leads what is pending now, as was promised, unless somebody else does. What takes long is
     /// left to the worker.
     pub(crate) fn lead_promised(&self) {
-        let mut batches = self.state.lock().pending.len();
+        let mut batches = self.state.lock().pending.len().max(1);
         loop {
             let mut state = self.state.lock();
             if state.leader != Leader::Promised {
                 return;
             }
-            self.drop_abandoned(&mut state);
-            let Some(next) = first(&state.pending, |_| true).map(|index| &state.pending[index])
-            else {
-                self.release(&mut state);
-                return self.unlock(state);
-            };
-            if batches == 0 || !self.work.is_short(&next.batch.key, next.rows) {
-                state.leader = Leader::Worker;
-                self.worker.notify_all();
-                return self.unlock(state);
+            if batches == 0 {
+                return self.leave_to_worker(&mut state);
             }
             batches -= 1;
             state.leader = Leader::Somebody;
-            self.unlock(state);
+            drop(state);
             // It waits for nothing of its own.
             let _ = self.lead_as(Leading::otherwise(self, Leader::Promised), None);
         }
     }
 
+    pub(super) fn leave_to_worker(&self, state: &mut State<W>) {
+        state.leader = Leader::Worker;
+        self.worker.notify_all();
+    }
+
     /// Takes the batch that is next out of the pending ones, once it is due; waits for that `until`
-    /// then at most.
-    fn next(&self, until: Option<Instant>) -> Next<W> {
+    /// then at most. Only a `short` one: another is left to the worker.
+    fn next(&self, until: Option<Instant>, short: bool) -> Next<W> {
         let mut state = self.state.lock();
         loop {
             self.drop_abandoned(&mut state);
@@ -189,6 +186,12 @@ impl<W: Work> Protocol<W> {
             let due = |pending: &Pending<W>| pending.due(self.limits.delay, closed, busy, now);
             let is_due = |pending: &Pending<W>| due(pending).is_ok();
             if let Some(index) = first(&state.pending, is_due) {
+                let next = &state.pending[index];
+                if short && !self.work.is_short(&next.batch.key, next.rows) {
+                    self.leave_to_worker(&mut state);
+                    self.unlock(state);
+                    return Next::Nothing;
+                }
                 let pending = state.pending.remove(index);
                 if let Ok(reason) = due(&pending) {
                     let waited = now.saturating_duration_since(pending.arrived);
@@ -271,9 +274,10 @@ impl<W: Work> Protocol<W> {
             Some(_) => {
                 // A promise is not kept to what is closed: whoever waits for its end might wait in
                 // the way of that.
-                state.leader = if state.closed { Leader::Worker } else { otherwise };
-                if state.leader == Leader::Worker {
-                    self.worker.notify_all();
+                if state.closed || otherwise == Leader::Worker {
+                    self.leave_to_worker(state);
+                } else {
+                    state.leader = otherwise;
                 }
             }
         }

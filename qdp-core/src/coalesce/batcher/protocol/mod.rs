@@ -343,8 +343,7 @@ impl<W: Work> Protocol<W> {
         state.closed = true;
         self.due.notify_all();
         if state.leader == Leader::Promised {
-            state.leader = Leader::Worker;
-            self.worker.notify_all();
+            self.leave_to_worker(&mut state);
         }
         while drain && (state.leader != Leader::Nobody || state.telling > 0) {
             state = self.idle.wait(state);
