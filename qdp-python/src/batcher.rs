@@ -270,8 +270,8 @@ impl BatcherCore {
     /// Queue a request of a task of `event_loop`: its future, and the request, which is `None` where
     /// the future is done.
     #[pyo3(signature = (
-        event_loop, data, num_qubits=None, encoding=None, *, rotation=None, reps=None,
-        entanglement=None, convention=None, deadline=None, priority=0,
+        event_loop, data, num_qubits=None, encoding=None, rotation=None, reps=None,
+        entanglement=None, convention=None, deadline=None, priority=0, /,
     ))]
     #[allow(clippy::too_many_arguments)] // one per keyword of the public method
     fn submit<'py>(

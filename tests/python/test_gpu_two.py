@@ -89,3 +89,64 @@ class TestEachDevice:
         with pytest.raises(qdp.DeviceMismatchError) as caught:
             engine.encode(X, 8, out=out)
         assert (caught.value.argument, caught.value.got) == ("out", other)
+
+    def test_a_graph(self, device: str) -> None:
+        graph = qdp.Engine(device).capture(8, "amplitude", [16, 64])
+        for source in (X, torch.tensor(X, device=device), torch.tensor(X).pin_memory()):
+            state = graph.replay(source)
+            assert state.device == device
+            check(state)
+
+    def test_coalesced(self, device: str) -> None:
+        engine = qdp.Engine(device)
+        with engine.coalesce(8) as batch:
+            handles = [batch.submit(x) for x in X]
+        assert all(handle.result().device == device for handle in handles)
+        check(batch.states)
+        with engine.batcher(8) as batcher:
+            check(batcher.encode(X))
+
+    def test_streamed(self, device: str) -> None:
+        states = list(qdp.Engine(device).stream(X, 8, batch_size=16))
+        assert {state.device for state in states} == {device}
+        check(np.concatenate([state.numpy() for state in states]))
+
+    @pytest.mark.parametrize("encoding", ["amplitude", "angle", "zz"])
+    def test_gradient_and_fidelities(self, encoding: str, device: str) -> None:
+        features = 16 if encoding == "amplitude" else 4
+
+        def found(at: str) -> list[Any]:
+            x = torch.tensor(X[:9, :features].copy(), device=at, requires_grad=True)
+            weight = torch.linspace(0.5, 1.5, features, device=at, dtype=x.dtype)
+            states = qdp.torch.encode(x, 4, encoding, weight=weight)
+            loss = (states.abs() ** 2 * torch.arange(16, device=at)).sum()
+            (gradient,) = torch.autograd.grad(loss, x)
+            fidelities = qdp.gram(x.detach(), encoding=encoding, num_qubits=4)
+            assert str(gradient.device) == str(fidelities.device) == at
+            return [gradient.cpu(), fidelities.cpu()]
+
+        for one, other in zip(found(device), found("cpu"), strict=True):
+            np.testing.assert_allclose(one, other, rtol=0, atol=1e-12)
+
+    def test_the_other_devices_map_is_refused(self, device: str) -> None:
+        other = "cuda:0" if device == "cuda:1" else "cuda:1"
+        x = torch.tensor(X, device=device)
+        with pytest.raises(qdp.DeviceMismatchError):
+            qdp.torch.encode(x, 8, weight=torch.ones(256, device=other))
+
+
+def test_data_parallel() -> None:
+    """Replicas on both devices, in torch's threads, and their gradients in one place."""
+
+    model = qdp.torch.ZZFeatureMap(4, affine=True, device="cuda:0", dtype=torch.float64)
+    x = torch.tensor(X[:, :4].copy(), device="cuda:0")
+    both = torch.nn.DataParallel(model, device_ids=[0, 1])
+    weights = torch.arange(16, device="cuda:0")
+    found = []
+    for module in (model, both):
+        states = module(x)
+        loss = (states.abs() ** 2 * weights).sum()
+        found.append([states.detach(), *torch.autograd.grad(loss, list(model.parameters()))])
+    for one, other in zip(*found, strict=True):
+        assert one.device == other.device == torch.device("cuda:0")
+        torch.testing.assert_close(one, other, rtol=1e-12, atol=1e-12)

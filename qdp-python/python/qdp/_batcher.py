@@ -50,12 +50,12 @@ class Batcher(BatcherCore):
             data,
             num_qubits,
             encoding,
-            rotation=rotation,
-            reps=reps,
-            entanglement=entanglement,
-            convention=convention,
-            deadline=deadline,
-            priority=priority,
+            rotation,
+            reps,
+            entanglement,
+            convention,
+            deadline,
+            priority,
         )
         try:
             return await future

@@ -316,13 +316,13 @@ class BatcherCore:
         data: Any,
         num_qubits: int | None = None,
         encoding: str | None = None,
-        *,
         rotation: Literal["x", "y", "z"] | None = None,
         reps: int | None = None,
         entanglement: Entanglement | None = None,
         convention: Convention | None = None,
         deadline: float | None = None,
         priority: int = 0,
+        /,
     ) -> tuple[Future[StateBatch], BatcherRequest | None]: ...
     def close(self) -> None:
         """Take no more requests, and wait until those that wait are encoded."""
