@@ -13,6 +13,7 @@ use arrow_select::concat::concat;
 use pyo3::exceptions::PyValueError;
 use pyo3::prelude::*;
 use pyo3_arrow::input::AnyArray;
+use qdp_core::pipeline::dispatch::catch;
 use qdp_core::{DType, Error};
 use std::sync::Arc;
 
@@ -49,8 +50,10 @@ impl Samples {
 
 /// Reads whatever `__arrow_c_array__` or `__arrow_c_stream__` give.
 pub(crate) fn import(object: &Bound<'_, PyAny>) -> Result<Samples> {
-    let (chunks, field) =
-        object.extract::<AnyArray>()?.into_chunked_array().map_err(PyErr::from)?.into_inner();
+    let read = || object.extract::<AnyArray>()?.into_chunked_array().map_err(PyErr::from);
+    // The crate panics about what its producer handed out before.
+    let read = catch(|| Ok(read())).map_err(|panic| PyValueError::new_err(panic.to_string()))?;
+    let (chunks, field) = read?.into_inner();
     let DataType::Struct(fields) = field.data_type() else {
         return column(&combine(&chunks, field.data_type())?, &field);
     };

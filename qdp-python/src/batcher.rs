@@ -2,10 +2,10 @@
 
 use crate::call::Call;
 use crate::engine::Engine;
-use crate::errors::Result;
+use crate::errors::{Failure, Result};
 use crate::event_loop::{EventLoop, EventLoops};
 use crate::input::Data;
-use crate::interrupt::{interrupt, raising};
+use crate::interrupt::{has_raised, interrupt, raising};
 use crate::options::{self, SpecArgs};
 use crate::state::StateBatch;
 use crate::turnstile;
@@ -301,20 +301,24 @@ impl BatcherCore {
         let token = listener.expect(&future);
         let mut input = Some(data.into_owned());
         let told: Arc<dyn Listener> = Arc::clone(&listener) as _;
-        let submitted = raising(|| {
+        let request = raising(|| {
             let submit = || self.batcher.submit_to(&mut input, &spec, &options, told, token);
-            let request = py.detach(submit);
-            if request.as_ref().is_ok_and(Request::is_to_be_led) {
+            let request = py.detach(submit)?;
+            if request.is_to_be_led() {
                 listener.lead_later(py, &self.batcher);
             }
-            request
+            if has_raised() {
+                // Nobody will wait for it.
+                py.detach(|| request.cancel());
+            }
+            Ok(request)
         });
         drop(input); // with the GIL, where it was read already
-        match submitted? {
+        match request.map_err(Failure::Python).flatten() {
             Ok(request) => Ok((future, Some(BatcherRequest { request, listener, token }))),
-            Err(error) => {
+            Err(failure) => {
                 listener.forget(token);
-                Err(error.into())
+                Err(failure)
             }
         }
     }
@@ -380,11 +384,13 @@ pub(crate) struct BatcherRequest {
 #[pymethods]
 impl BatcherRequest {
     /// Keep the request from being encoded. True only where it was this call that did.
-    fn cancel(&self, py: Python<'_>) -> bool {
-        let cancelled = py.detach(|| self.request.cancel());
-        if cancelled {
-            self.listener.forget(self.token);
-        }
-        cancelled
+    fn cancel(&self, py: Python<'_>) -> PyResult<bool> {
+        raising(|| {
+            let cancelled = py.detach(|| self.request.cancel());
+            if cancelled {
+                self.listener.forget(self.token);
+            }
+            cancelled
+        })
     }
 }

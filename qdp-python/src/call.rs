@@ -94,6 +94,7 @@ impl Call<'_> {
         target: &mut Target,
     ) -> Result<(EncodeOptions, Encoded)> {
         self.check_target(&data, target)?;
+        target.count_write(py)?;
         let options = self.options(&data, target.stream);
         let result = {
             let (input, mut output) = (data.input(), target.output());

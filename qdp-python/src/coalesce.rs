@@ -3,10 +3,10 @@
 use crate::call::Call;
 use crate::errors::{Failure, Result, first_line};
 use crate::input::{Data, plain_sample};
-use crate::interrupt::interrupt;
+use crate::interrupt::{interrupt, refusal};
 use crate::state::StateBatch;
 use parking_lot::{Mutex, MutexGuard};
-use pyo3::exceptions::{PyBaseException, PyException, PyMemoryError, PyRuntimeError};
+use pyo3::exceptions::{PyBaseException, PyException, PyRuntimeError};
 use pyo3::prelude::*;
 use pyo3::types::PyDict;
 use pyo3::{PyTraverseError, PyVisit, intern};
@@ -347,11 +347,7 @@ impl Coalescer {
         let imported = match imported {
             // Before the lock: to describe an exception may run any code.
             Err(Failure::Python(error)) => {
-                // A signal's, or one that says nothing of the data.
-                let other = error.is_instance_of::<PyMemoryError>(py);
-                if other || !error.is_instance_of::<PyException>(py) {
-                    return Err(error.into());
-                }
+                let error = refusal(py, error)?;
                 let got = first_line(py, &error);
                 Err((Error::invalid("data", "an array", got), Some(error.into_value(py))))
             }

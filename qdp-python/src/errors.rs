@@ -1,11 +1,8 @@
 //! Failures as Python exceptions: every core error has a class in `qdp.exceptions`, with the
 //! numbers of its message as attributes.
 
-use crate::interrupt;
-use pyo3::exceptions::{
-    PyArithmeticError, PyAttributeError, PyBufferError, PyLookupError, PyRuntimeError, PyTypeError,
-    PyValueError,
-};
+use crate::interrupt::{self, refusal};
+use pyo3::exceptions::PyRuntimeError;
 use pyo3::prelude::*;
 use pyo3::sync::PyOnceLock;
 use pyo3::types::{PyDict, PyModule};
@@ -65,29 +62,18 @@ fn cancelled() -> PyErr {
     })
 }
 
-/// Whether an exception is of those by which libraries refuse a value, rather than Ctrl-C, a timeout
-/// or the like, which a signal's handler raised meanwhile, or memory that ran out.
-pub(crate) fn is_refusal(py: Python<'_>, error: &PyErr) -> bool {
-    error.is_instance_of::<PyTypeError>(py)
-        || error.is_instance_of::<PyValueError>(py)
-        || error.is_instance_of::<PyArithmeticError>(py)
-        || error.is_instance_of::<PyAttributeError>(py)
-        || error.is_instance_of::<PyBufferError>(py)
-        || error.is_instance_of::<PyLookupError>(py)
-        || error.is_instance_of::<PyRuntimeError>(py)
-}
-
-/// [`Error::InvalidArgument`] that a Python exception is the reason for, if that
-/// [is about it](is_refusal).
+/// [`Error::InvalidArgument`] that a Python exception is the reason for, if that is a
+/// [`refusal`].
 pub(crate) fn invalid_because(
     py: Python<'_>,
     argument: &'static str,
     expected: &str,
     cause: PyErr,
 ) -> Failure {
-    if !is_refusal(py, &cause) {
-        return Failure::Python(cause);
-    }
+    let cause = match refusal(py, cause) {
+        Ok(cause) => cause,
+        Err(other) => return Failure::Python(other),
+    };
     because(py, Error::invalid(argument, expected, first_line(py, &cause)), cause)
 }
 

@@ -6,7 +6,7 @@
 //! batch, it puts the results into the inbox, and has the loop call that where it was empty.
 
 use crate::errors::Failure;
-use crate::interrupt::{insist, raising};
+use crate::interrupt::{insist, raising, refusal};
 use crate::state::StateBatch;
 use parking_lot::Mutex;
 use pyo3::exceptions::PyRuntimeError;
@@ -45,8 +45,12 @@ impl EventLoops {
         let mut open = Vec::with_capacity(known.len() + 1);
         for other in known {
             let other_loop = other.inbox().event_loop.bind(py);
-            if !other_loop.call_method0(intern!(py, "is_closed"))?.is_truthy()? {
-                open.push(other);
+            let closed = other_loop.call_method0(intern!(py, "is_closed"));
+            match closed.and_then(|closed| closed.is_truthy()) {
+                Ok(false) => open.push(other),
+                Ok(true) => {}
+                // Whatever it is, it is not open; and not about this loop.
+                Err(error) => drop(refusal(py, error)?),
             }
         }
         let excess = (open.len() + 1).saturating_sub(MAX_LOOPS);

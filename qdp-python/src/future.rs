@@ -43,6 +43,7 @@ pub(crate) fn encode_async<'py>(
     let options = call.options(&data, ready);
     if let Some(target) = &target {
         call.check_target(&data, target)?;
+        target.count_write(py)?;
     }
     let target = target.map(OwnedTarget::from);
     {

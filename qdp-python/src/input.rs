@@ -2,8 +2,9 @@
 
 use crate::affine::Map;
 use crate::arrow::{self, Samples};
-use crate::errors::{Failure, Result, because, first_line, invalid_because, is_refusal};
+use crate::errors::{Failure, Result, because, first_line, invalid_because};
 use crate::exchange::{Table, resolve_torch};
+use crate::interrupt::refusal;
 use crate::layout::{Layout, SHAPES, device_of_dlpack, unusable};
 use dlpark::ffi::{DLDevice, DLDeviceType};
 use dlpark::python::consumer::stream::cuda;
@@ -96,7 +97,8 @@ impl<'py> Data<'py> {
                 // nonetheless.
                 Err(Failure::Python(error)) => {
                     let py = object.py();
-                    if !is_refusal(py, &error) || !object.hasattr(intern!(py, "__array__"))? {
+                    let error = refusal(py, error)?;
+                    if !object.hasattr(intern!(py, "__array__"))? {
                         return Err(undescribable(py, error));
                     }
                 }

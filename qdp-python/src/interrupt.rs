@@ -1,22 +1,45 @@
 //! Python's signals in long calls of the core, and what their handlers raise.
 
-use pyo3::exceptions::PyKeyboardInterrupt;
+use pyo3::exceptions::{PyException, PyKeyboardInterrupt, PyMemoryError};
 use pyo3::prelude::*;
+use pyo3::sync::PyOnceLock;
 use qdp_core::Error;
 use std::cell::Cell;
 
 thread_local! {
     /// What a signal's handler raised: the core's error carries no Python object.
     static RAISED: Cell<Option<PyErr>> = const { Cell::new(None) };
-    /// A call of this thread's is to raise that.
+    /// The call in progress raises that at its end.
     static RAISES: Cell<bool> = const { Cell::new(false) };
+}
+
+/// A part of a thread's work that raises what is its own: what is around it is put aside.
+struct Part(bool, Option<PyErr>);
+
+impl Part {
+    fn begin(raises: bool) -> Self {
+        Self(RAISES.replace(raises), RAISED.take())
+    }
+}
+
+impl Drop for Part {
+    fn drop(&mut self) {
+        RAISES.set(self.0);
+        RAISED.set(self.1.take());
+    }
+}
+
+/// Runs any code of Python's in the middle of a call.
+fn aside<T>(code: impl FnOnce() -> T) -> T {
+    let _part = Part::begin(false);
+    code()
 }
 
 /// Runs the handlers of pending signals, as [`qdp_core::EncodeOptions::interrupt`]. Python does so
 /// on its main thread only; on others this does nothing.
 pub(crate) fn interrupt() -> qdp_core::Result<()> {
     Python::attach(|py| {
-        py.check_signals().map_err(|raised| {
+        aside(|| py.check_signals()).map_err(|raised| {
             add(py, raised);
             Error::Interrupted
         })
@@ -28,13 +51,22 @@ pub(crate) fn raised() -> PyErr {
     RAISED.take().unwrap_or_else(|| PyKeyboardInterrupt::new_err(()))
 }
 
-/// As if raised while the one before it was handled.
+/// As if raised while the one before it was handled: at the end of its contexts.
 fn add(py: Python<'_>, raised: PyErr) {
-    if let Some(before) = RAISED.take()
-        && !before.value(py).is(raised.value(py))
-        && raised.context(py).is_none()
-    {
-        raised.set_context(py, Some(before));
+    /// Contexts may go in a circle.
+    const MAX_CONTEXTS: usize = 1000;
+    if let Some(before) = RAISED.take() {
+        let mut last = raised.clone_ref(py);
+        for _ in 0..MAX_CONTEXTS {
+            if last.value(py).is(before.value(py)) {
+                break;
+            }
+            let Some(context) = last.context(py) else {
+                last.set_context(py, Some(before));
+                break;
+            };
+            last = context;
+        }
     }
     RAISED.set(Some(raised));
 }
@@ -42,32 +74,69 @@ fn add(py: Python<'_>, raised: PyErr) {
 /// Runs what tells others of their results, which signals' handlers may interrupt ([`insist`]).
 /// Fails with what those raised.
 pub(crate) fn raising<T>(work: impl FnOnce() -> T) -> PyResult<T> {
-    struct Outer(bool, Option<PyErr>);
-    impl Drop for Outer {
-        fn drop(&mut self) {
-            RAISES.set(self.0);
-            RAISED.set(self.1.take());
-        }
-    }
-    // A handler's own calls do not raise what another handler did.
-    let outer = Outer(RAISES.replace(true), RAISED.take());
+    let part = Part::begin(true);
     let result = work();
     let raised = RAISED.take();
-    drop(outer);
+    drop(part);
     raised.map_or(Ok(result), Err)
 }
 
-/// Tries again where a signal's handler raised, as it may have been before anything was done. What
-/// it raised is for the call in progress ([`raising`]); a thread without one reports it.
+/// Whether [`raising`] is to fail.
+pub(crate) fn has_raised() -> bool {
+    let raised = RAISED.take();
+    let has = raised.is_some();
+    RAISED.set(raised);
+    has
+}
+
+/// Tries again where something is raised, as it may have been before anything was done. What a
+/// signal's handler raised is for the call in progress ([`raising`]); what else did is reported, as
+/// it is nobody's here.
 pub(crate) fn insist<T>(py: Python<'_>, attempt: impl Fn() -> PyResult<T>) -> Option<T> {
-    /// So many signals do not come one after the other: it is something else that raises.
+    /// So many signals do not come one after the other.
     const ATTEMPTS: usize = 8;
+    let mut other = None;
+    let mut done = None;
     for _ in 0..ATTEMPTS {
-        match attempt() {
-            Ok(result) => return Some(result),
-            Err(raised) if RAISES.get() => add(py, raised),
-            Err(raised) => raised.write_unraisable(py, None),
+        match aside(&attempt).map_err(|error| unless_handlers(py, error)) {
+            Ok(result) => {
+                done = Some(result);
+                break;
+            }
+            Err(Err(raised)) if RAISES.get() => add(py, raised),
+            Err(Ok(error) | Err(error)) => other = Some(error),
         }
     }
-    None
+    if let Some(error) = other {
+        error.write_unraisable(py, None);
+    }
+    done
+}
+
+/// An exception again; fails with one that a signal's handler raised.
+fn unless_handlers(py: Python<'_>, error: PyErr) -> PyResult<PyErr> {
+    static FUNCTION: PyOnceLock<Py<PyAny>> = PyOnceLock::new();
+    let answer = aside(|| {
+        let function = FUNCTION.import(py, "qdp._signals", "raised_by_handler")?;
+        function.call1((error.value(py), error.traceback(py)))?.is_truthy()
+    });
+    match answer {
+        Ok(false) => Ok(error),
+        Ok(true) => Err(error),
+        // Another handler, meanwhile.
+        Err(raised) => {
+            raised.set_context(py, Some(error));
+            Err(raised)
+        }
+    }
+}
+
+/// An exception by which somebody else's code refused a value; fails with one that says nothing of
+/// the value: a signal's handler raised it meanwhile, or memory ran out.
+pub(crate) fn refusal(py: Python<'_>, error: PyErr) -> PyResult<PyErr> {
+    let is_error = error.is_instance_of::<PyException>(py);
+    if !is_error || error.is_instance_of::<PyMemoryError>(py) {
+        return Err(error);
+    }
+    unless_handlers(py, error)
 }

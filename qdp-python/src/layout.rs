@@ -50,6 +50,10 @@ impl Layout {
         if batch <= 1 {
             rows = columns.saturating_mul(values as isize);
         }
+        // As of tensors that only stand for others, which a compiler follows.
+        if ptr.is_null() && batch > 0 && values > 0 {
+            return Err(Error::invalid(argument, "values in memory", "none at all").into());
+        }
         let single = shape.len() == 1;
         let (shape, strides) = ((batch, values), (rows, columns));
         Ok(Self { ptr, dtype, boolean: false, device, shape, strides, single })
@@ -76,7 +80,8 @@ impl Layout {
             (shape[dimension], strides[dimension]) = (size as usize, step as isize);
         }
         let ptr = tensor.data_ptr().cast::<u8>().cast_mut();
-        let ptr = ptr.wrapping_add(tensor.byte_offset() as usize);
+        let offset = if ptr.is_null() { 0 } else { tensor.byte_offset() as usize };
+        let ptr = ptr.wrapping_add(offset);
         let source = (ptr, dtype, device);
         let boolean = DLDataType::BOOL.matches(tensor.dtype());
         let layout = Self::new(argument, source, &shape[..ndim], &strides[..ndim])?;

@@ -9,6 +9,7 @@ use numpy::npyffi::flags::NPY_ARRAY_WRITEABLE;
 use numpy::{PyUntypedArray, PyUntypedArrayMethods};
 use pyo3::intern;
 use pyo3::prelude::*;
+use pyo3::sync::PyOnceLock;
 use qdp_core::cuda::RawStream;
 use qdp_core::{Device, Engine, Error, Output, Precision};
 
@@ -22,6 +23,8 @@ pub(crate) struct Target {
     pub(crate) stream: Option<RawStream>,
     /// Nobody said which stream uses the array next, so the host has to wait for the result.
     pub(crate) wait: bool,
+    /// Torch's, which counts what is written to it.
+    tensor: Option<Py<PyAny>>,
     /// What keeps the memory, for as long as somebody may read the result.
     owner: Box<dyn Send + Sync>,
 }
@@ -34,32 +37,34 @@ impl Target {
         stream: Option<RawStream>,
     ) -> Result<Self> {
         let mut wait = false;
-        let (layout, ready, owner): (_, _, Box<dyn Send + Sync>) =
-            if let Ok(array) = object.cast::<PyUntypedArray>() {
-                (numpy_layout(array)?, None, Box::new(object.clone().unbind()))
-            } else if let Some((layout, ready)) = torch_layout(object)? {
-                (layout, ready, Box::new(object.clone().unbind()))
-            } else if object.hasattr(intern!(object.py(), "__dlpack__"))? {
-                let (layout, tensor, ready) = import_dlpack(ARGUMENT, object, engine, stream)
-                    .map_err(|failure| match failure {
-                        Failure::Python(error) => {
-                            let expected = "an array that DLPack can describe";
-                            invalid_because(object.py(), ARGUMENT, expected, error)
-                        }
-                        core @ Failure::Core(_) => core,
-                    })?;
-                check_writable(!tensor.flags().contains(DlpackFlags::READ_ONLY))?;
-                wait = layout.device != Device::Cpu && stream.is_none();
-                (layout, ready, Box::new(tensor))
-            } else {
-                return Err(Error::DType {
-                    argument: ARGUMENT,
-                    expected: "a NumPy array, a torch tensor or an array with __dlpack__"
-                        .to_owned(),
-                    got: object.get_type().name()?.to_string(),
-                }
-                .into());
-            };
+        let mut tensor = None;
+        let (layout, ready, owner): (_, _, Box<dyn Send + Sync>) = if let Ok(array) =
+            object.cast::<PyUntypedArray>()
+        {
+            (numpy_layout(array)?, None, Box::new(object.clone().unbind()))
+        } else if let Some((layout, ready)) = torch_layout(object)? {
+            tensor = Some(object.clone().unbind());
+            (layout, ready, Box::new(object.clone().unbind()))
+        } else if object.hasattr(intern!(object.py(), "__dlpack__"))? {
+            let (layout, imported, ready) = import_dlpack(ARGUMENT, object, engine, stream)
+                .map_err(|failure| match failure {
+                    Failure::Python(error) => {
+                        let expected = "an array that DLPack can describe";
+                        invalid_because(object.py(), ARGUMENT, expected, error)
+                    }
+                    core @ Failure::Core(_) => core,
+                })?;
+            check_writable(!imported.flags().contains(DlpackFlags::READ_ONLY))?;
+            wait = layout.device != Device::Cpu && stream.is_none();
+            (layout, ready, Box::new(imported))
+        } else {
+            return Err(Error::DType {
+                argument: ARGUMENT,
+                expected: "a NumPy array, a torch tensor or an array with __dlpack__".to_owned(),
+                got: object.get_type().name()?.to_string(),
+            }
+            .into());
+        };
         let precision = layout.precision(ARGUMENT)?;
         if layout.device != engine.device() {
             return Err(Error::DeviceMismatch {
@@ -72,7 +77,17 @@ impl Target {
         // The core asks for more than some elements need by themselves.
         layout.check_alignment(ARGUMENT, layout.natural_alignment().max(8))?;
         check_rows(&layout)?;
-        Ok(Self { layout, precision, stream: ready, wait, owner })
+        Ok(Self { layout, precision, stream: ready, wait, tensor, owner })
+    }
+
+    /// Has autograd know that the array is written to, as torch's own operators do: what saved it
+    /// for a gradient before refuses to use it.
+    pub(crate) fn count_write(&self, py: Python<'_>) -> PyResult<()> {
+        static FUNCTION: PyOnceLock<Py<PyAny>> = PyOnceLock::new();
+        if let Some(tensor) = &self.tensor {
+            FUNCTION.import(py, "torch.autograd.graph", "increment_version")?.call1((tensor,))?;
+        }
+        Ok(())
     }
 
     /// The array as the core writes it.

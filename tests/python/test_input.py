@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -364,13 +365,10 @@ class TestDLPack:
         with pytest.raises((qdp.QdpError, BufferError), match="never exports"):
             engine.encode(BrokenProducer(values("float64")), 2, "amplitude")
 
-    @pytest.mark.parametrize("kind", [KeyboardInterrupt, TimeoutError])
-    def test_what_a_signals_handler_raises_is_no_error_of_the_producer(
-        self, kind: type[BaseException], engine: qdp.Engine
-    ) -> None:
+    def test_an_interrupt_is_no_error_of_the_producer(self, engine: qdp.Engine) -> None:
         class Interrupted(Producer):
             def __dlpack__(self, **kwargs: Any) -> Any:
-                raise kind
+                raise KeyboardInterrupt
 
         class Values(Interrupted):
             def __array__(self, *args: Any, **kwargs: Any) -> Any:
@@ -378,12 +376,36 @@ class TestDLPack:
 
         class InterruptedValues:
             def __array__(self, *args: Any, **kwargs: Any) -> Any:
-                raise kind
+                raise KeyboardInterrupt
 
         x = values("float64")
         for source in (Interrupted(x), Values(x), InterruptedValues()):
-            with pytest.raises(kind):
+            with pytest.raises(KeyboardInterrupt):
                 engine.encode(source, 2, "amplitude")
+
+    def test_tensors_without_memory(self, engine: qdp.Engine, torch: Any) -> None:
+        """As compilers have of them; one does not hurt the other requests of a batch."""
+        from torch._subclasses.fake_tensor import FakeTensorMode
+
+        with FakeTensorMode():
+            fake = torch.ones(8)
+        functional = torch._to_functional_tensor(torch.ones(8))
+        for tensor in (fake, functional):
+            expected = "data: expected values in memory"
+            with pytest.raises(qdp.InvalidArgumentError, match=expected):
+                engine.encode(tensor, 3, "amplitude")
+            with pytest.raises(qdp.InvalidArgumentError, match=expected):
+                engine.encode_list([np.ones(8), tensor], 3, "amplitude")
+            with engine.coalesce(3, "amplitude") as batch:
+                handles = [batch.submit(np.ones(8)), batch.submit(tensor)]
+            assert handles[0].result().shape == (1, 8)
+            with pytest.raises(qdp.InvalidArgumentError, match=expected):
+                handles[1].result()
+            with engine.batcher(3) as batcher:
+                with pytest.raises(qdp.InvalidArgumentError, match=expected):
+                    batcher.encode(tensor)
+                with pytest.raises(qdp.InvalidArgumentError, match=expected):
+                    asyncio.run(batcher.encode_async(tensor))
 
     def test_states_are_input(self, engine: qdp.Engine) -> None:
         state = engine.encode(values("float32"), 2, "amplitude")
@@ -424,6 +446,27 @@ class TestArrow:
         check(engine, array, x)
         check(engine, array.slice(1, 2), x[1:3])
         check(engine, pyarrow.chunked_array([x[:1], x[1:]]), x)
+
+    def test_what_cannot_be_read(self, engine: qdp.Engine, pyarrow: Any) -> None:
+        class Once:
+            """Its capsules are empty once they were used."""
+
+            capsules = pyarrow.array([1.0] * 4).__arrow_c_array__()
+
+            def __arrow_c_array__(self, requested_schema: Any = None) -> Any:
+                return self.capsules
+
+        def batches() -> Any:
+            yield pyarrow.record_batch({"x": [1.0]})
+            raise ValueError("the rest is lost")
+
+        once = Once()
+        check(engine, once, np.ones(4))
+        schema = pyarrow.schema([("x", pyarrow.float64())])
+        broken = pyarrow.RecordBatchReader.from_batches(schema, batches())
+        for source in (once, broken):
+            with pytest.raises(qdp.InvalidArgumentError, match="data: expected Arrow data"):
+                engine.encode(source, 2, "amplitude")
 
     def test_chunked_lists(self, engine: qdp.Engine, pyarrow: Any) -> None:
         x = values("float32", (6, 4))

@@ -79,6 +79,30 @@ def test_out(device: str) -> None:
             qdp.torch.encode(t, 6, "phase", out=wrong)
 
 
+def test_autograd_knows_of_out(device: str) -> None:
+    """A gradient that needs what was there before is refused, not taken from the new states."""
+    t = torch.from_numpy(X).to(device)
+    out = torch.empty(4, 64, dtype=torch.complex128, device=device)
+    weight = torch.ones(4, 64, dtype=out.dtype, device=device, requires_grad=True)
+    engine = qdp.Engine(device)
+
+    def job() -> None:
+        engine.encode_async(t, 6, "phase", out=out).result()
+
+    for write in (
+        lambda: qdp.torch.encode(t, 6, "phase", out=out),
+        lambda: engine.encode(t, 6, "phase", out=out),
+        job,
+    ):
+        write()
+        loss = (weight * out).real.sum()
+        before = out._version
+        write()
+        assert out._version > before
+        with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+            loss.backward()
+
+
 def test_out_that_requires_grad_is_refused(device: str) -> None:
     out = torch.zeros(4, 64, dtype=torch.complex128, device=device, requires_grad=True)
     with pytest.raises(qdp.QdpError):
