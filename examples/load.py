@@ -1,6 +1,7 @@
 """A load run of serve.py: requests per second and latencies, with coalescing on and off.
 
     python examples/load.py [--device cuda:0] [--connections 64] [--seconds 1.5] [--rounds 3]
+        [--json FILE]
 
 Both services run in processes of their own and have their turns, round by round. On every
 connection one request follows another. Every answer is compared with fidelities computed here,
@@ -13,14 +14,18 @@ import argparse
 import asyncio
 import itertools
 import json
+import os
 import sys
 import time
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from importlib.metadata import version
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
+import qdp
 from serve import RAW, mean_images
 from sklearn.datasets import load_digits
 
@@ -41,10 +46,11 @@ class Load:
     #: Number of the sample, status and body of every answer.
     answers: list[tuple[int, int, bytes]] = field(default_factory=list)
 
-    def row(self) -> list[str]:
+    def figures(self) -> dict[str, float]:
         """The median rate of the rounds, and the latencies in milliseconds."""
         p50, p99 = np.percentile(self.latencies, [50, 99]) * 1e3
-        return [f"{np.median(self.rates):,.0f}", f"{p50:.2f}", f"{p99:.2f}"]
+        rate = float(np.median(self.rates))
+        return {"requests_per_second": rate, "p50_ms": float(p50), "p99_ms": float(p99)}
 
     def wrong(self, expected: npt.NDArray[np.float64]) -> int:
         """How many answers are not ``expected``, a row of fidelities for each sample."""
@@ -159,11 +165,36 @@ async def run(args: argparse.Namespace) -> int:
     wrong = {how: load.wrong(expected) for how, load in loads.items()}
     print(f"{args.connections} connections, {args.rounds} rounds of {args.seconds:g} s each")
     print(f"requests of an average batch, coalescing on: {average:.1f}")
-    table: list[list[Any]] = [["coalescing", "requests/s", "p50 ms", "p99 ms", "answers", "wrong"]]
-    table += [[how, *load.row(), len(load.answers), wrong[how]] for how, load in loads.items()]
-    for line in table:
-        print("  ".join(f"{cell:>10}" for cell in line))
+    results = [
+        {"coalescing": how, **load.figures(), "answers": len(load.answers), "wrong": wrong[how]}
+        for how, load in loads.items()
+    ]
+    print("  ".join(f"{name:>19}" for name in results[0]))
+    for result in results:
+        cells = (f"{v:,.2f}" if isinstance(v, float) else str(v) for v in result.values())
+        print("  ".join(f"{cell:>19}" for cell in cells))
+    if args.json:
+        about = {
+            "date": datetime.now(UTC).date().isoformat(),
+            "device": device_name(args.device),
+            "processors": os.cpu_count(),
+            "qdp": qdp.__version__,
+            "aiohttp": version("aiohttp"),
+            "connections": args.connections,
+            "rounds": args.rounds,
+            "seconds": args.seconds,
+            "average_batch": average,
+        }
+        args.json.write_text(json.dumps({**about, "results": results}, indent=1) + "\n")
     return sum(wrong.values())
+
+
+def device_name(name: str | None) -> str:
+    """The model of the device that the services encode on."""
+    device = qdp.Engine(name).device
+    if device == "cpu":
+        return device
+    return str(qdp.device_info()["devices"][int(device.rpartition(":")[2])]["name"])
 
 
 def parse_arguments() -> argparse.Namespace:
@@ -173,6 +204,7 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--connections", type=int, default=64)
     parser.add_argument("--seconds", type=float, default=1.5, help="of a round")
     parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--json", type=Path, help="where to write the results")
     return parser.parse_args()
 
 

@@ -145,10 +145,11 @@ def test_stats(service: serve.Service) -> None:
         assert stats.keys() == service.engine.stats().keys()
 
 
-def test_load_run(device: str) -> None:
+def test_load_run(device: str, tmp_path: Path) -> None:
     """The script as its users run it, shortly."""
-    script = Path(load.__file__)
+    script, record = Path(load.__file__), tmp_path / "load.json"
     options = ["--device", device, "--connections", "8", "--seconds", "0.2", "--rounds", "1"]
+    options += ["--json", str(record)]
     result = subprocess.run(
         [sys.executable, script, *options], capture_output=True, text=True, check=False
     )
@@ -158,3 +159,7 @@ def test_load_run(device: str) -> None:
         answers, wrong = map(int, rows[how][-2:])
         assert answers > 0
         assert wrong == 0
+    saved = json.loads(record.read_text())
+    assert saved["device"] == "cpu" or device != "cpu"
+    assert [result["coalescing"] for result in saved["results"]] == ["on", "off"]
+    assert all(result["requests_per_second"] > 0 for result in saved["results"])
