@@ -40,11 +40,7 @@ class Torch:
             if data.device != tensors[0].device:
                 place = f"a tensor on {tensors[0].device}, as x is"
                 raise refusal(DeviceMismatchError, name, place, f"one on {data.device}")
-            if transformed(data):
-                raise RuntimeError(
-                    "qdp.gram has gradients by torch.autograd, and no rule for the transforms of "
-                    "torch.func (grad, jvp, vmap) or forward-mode differentiation"
-                )
+            refuse_transforms(data)
         states = {states_dtype(data.dtype, precision) for data in tensors}
         double = torch.complex128 in states
         return cls(torch.float64 if double else torch.float32, x.device)
@@ -114,12 +110,14 @@ def refusal(
     return error
 
 
-def transformed(data: Tensor) -> bool:
-    """Whether a tensor stands for others, in a transform of torch.func, or has a tangent."""
-    wrapped: bool = torch._C._functorch.is_functorch_wrapped_tensor(data)  # noqa: SLF001
-    if wrapped:
-        return True
-    return forward_ad.unpack_dual(data).tangent is not None  # type: ignore[no-untyped-call]
+def refuse_transforms(data: Tensor) -> None:
+    """Refuse a tensor that stands for others, in a transform of torch.func, or has a tangent."""
+    wrapped = torch._C._functorch.is_functorch_wrapped_tensor(data)  # noqa: SLF001
+    if wrapped or forward_ad.unpack_dual(data).tangent is not None:  # type: ignore[no-untyped-call]
+        raise RuntimeError(
+            "qdp.gram has gradients by torch.autograd, and no rule for the transforms of "
+            "torch.func (grad, jvp, vmap) or forward-mode differentiation"
+        )
 
 
 #: Of how many numbers of a type a float32 is the sum, and how many of its bits that type lacks.
@@ -176,6 +174,7 @@ class Product(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, Tensor | None]:
         """The gradients by the factors."""
+        refuse_transforms(grad)
         a, b = ctx.saved_tensors
         wanted = ctx.needs_input_grad
         by_a = Product.apply(grad, b.mH) if wanted[0] else None
@@ -226,15 +225,18 @@ class Gram(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, Tensor | None, None, None]:
-        """The gradients by the samples, a block at a time."""
+        """The gradients by the samples, a block at a time. ``grad`` may be many that torch maps
+        over (``is_grads_batched``), of which new tensors are made that may be so, too.
+        """
+        refuse_transforms(grad)
         x, y = ctx.saved_tensors
         kernel, tile = ctx.kernel, ctx.tile
         if torch.is_grad_enabled():
             return *recorded_gradients(kernel, x, y, grad), None, None
         symmetric = y is None
         others = x if symmetric else y
-        by_x = torch.zeros_like(x)
-        by_y = by_x if symmetric else torch.zeros_like(y)
+        by_x = grad.new_zeros(x.shape, dtype=x.dtype)
+        by_y = by_x if symmetric else grad.new_zeros(y.shape, dtype=y.dtype)
         with torch.enable_grad():
             columns = _gram.slices(kernel, len(others), tile)
             for row in _gram.slices(kernel, len(x), tile):
@@ -244,19 +246,26 @@ class Gram(torch.autograd.Function):
                         continue
                     if symmetric and column == row:
                         block = kernel.block(left.states, left.states)
-                        left.add(torch.autograd.grad(block, left.states, grad[row, column]))
+                        left.add(torch.autograd.grad(block, left.states, part(grad, row, column)))
                         continue
                     right = Lifted(kernel, others, "x" if symmetric else "y", column)
                     block = kernel.block(left.states, right.states)
-                    weight = grad[row, column]
+                    weight = part(grad, row, column)
                     if symmetric:
-                        weight = weight + grad[column, row].T
+                        weight = weight + part(grad, column, row).T
                     both = torch.autograd.grad(block, left.states + right.states, weight)
                     left.add(both[: len(left.states)])
                     right.add(both[len(left.states) :])
-                    by_y[column] += right.gradient()
-                by_x[row] += left.gradient()
+                    part(by_y, column).add_(right.gradient())
+                part(by_x, row).add_(left.gradient())
         return by_x, None if symmetric else by_y, None, None
+
+
+def part(x: Tensor, *slices: slice) -> Tensor:
+    """``x[slices]``, of tensors that torch maps over too."""
+    for dim, rows in enumerate(slices):
+        x = x.narrow(dim, rows.start, rows.stop - rows.start)
+    return x
 
 
 def recorded_gradients(
