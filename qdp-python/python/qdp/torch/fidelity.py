@@ -6,11 +6,10 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch.autograd import forward_ad
 
 from qdp import _gram, _qdp
 from qdp.exceptions import DeviceMismatchError, DTypeError
-from qdp.torch.ops import states_dtype
+from qdp.torch.function import is_dual, states_dtype
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -113,11 +112,17 @@ def refusal(
 def refuse_transforms(data: Tensor) -> None:
     """Refuse a tensor that stands for others, in a transform of torch.func, or has a tangent."""
     wrapped = torch._C._functorch.is_functorch_wrapped_tensor(data)  # noqa: SLF001
-    if wrapped or forward_ad.unpack_dual(data).tangent is not None:  # type: ignore[no-untyped-call]
+    if wrapped or (not is_mapped(data) and is_dual(data)):
         raise RuntimeError(
             "qdp.gram has gradients by torch.autograd, and no rule for the transforms of "
             "torch.func (grad, jvp, vmap) or forward-mode differentiation"
         )
+
+
+def is_mapped(x: Tensor) -> bool:
+    """Whether a tensor is several that ``torch.autograd`` maps over (``is_grads_batched``)."""
+    mapped: bool = torch._C._functorch.is_legacy_batchedtensor(x)  # noqa: SLF001
+    return mapped
 
 
 #: Of how many numbers of a type a float32 is the sum, and how many of its bits that type lacks.
@@ -154,7 +159,8 @@ class Product(torch.autograd.Function):
 
     That switch is read and not touched, as other threads multiply meanwhile. Where it is on, the
     factors are split into numbers that the shorter type holds: their products are exact, and sums
-    are in float32. Gradients, of any order, are such products too, whenever they are asked for.
+    are in float32. Gradients, of any order, are such products too, whenever they are asked for;
+    where torch maps over them, which it cannot with a number's bits, they are products in double.
     """
 
     @staticmethod
@@ -164,6 +170,9 @@ class Product(torch.autograd.Function):
         with torch.autocast(a.device.type, enabled=False):
             if (parts := parts_of(a)) is None:
                 return a @ b.mH
+            if is_mapped(a) or is_mapped(b):
+                double = torch.promote_types(a.dtype, torch.float64)
+                return (a.to(double) @ b.to(double).mH).to(a.dtype)
             left, right = split(a, *parts), split(b, *parts)
             # Small products first, which rounds least; what is left out is smaller than a rounding.
             pairs = [(i, n - i) for n in reversed(range(len(left))) for i in range(n + 1)]

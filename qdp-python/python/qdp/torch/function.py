@@ -321,7 +321,7 @@ def hooks_aside() -> Iterator[None]:
     """
     hooks = torch._C._autograd  # noqa: SLF001
     aside = []
-    while (pair := hooks._top_saved_tensors_default_hooks(True)) is not None:  # noqa: FBT003, SLF001
+    while (pair := hooks._top_saved_tensors_default_hooks(True)) is not None:  # noqa: SLF001
         aside.append(pair)
         hooks._pop_saved_tensors_default_hooks()  # noqa: SLF001
     try:
