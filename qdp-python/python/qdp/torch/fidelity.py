@@ -9,6 +9,7 @@ import torch
 
 from qdp import _gram, _qdp
 from qdp.exceptions import DeviceMismatchError, DTypeError
+from qdp.torch.affine import refusal
 from qdp.torch.function import is_dual, states_dtype
 
 if TYPE_CHECKING:
@@ -36,6 +37,9 @@ class Torch:
         for name, other, data in zip("xy", "yx", tensors, strict=False):
             if not isinstance(data, torch.Tensor):
                 raise refusal(DTypeError, name, f"a tensor, as {other} is", type(data).__name__)
+            if data.layout is not torch.strided or data.is_nested:
+                got = "a nested one" if data.is_nested else f"one of layout {data.layout}"
+                raise _gram.invalid(name, "a dense tensor", got)
             if data.device != tensors[0].device:
                 place = f"a tensor on {tensors[0].device}, as x is"
                 raise refusal(DeviceMismatchError, name, place, f"one on {data.device}")
@@ -99,14 +103,18 @@ class Torch:
         """An uninitialised matrix."""
         return torch.empty(rows, columns, dtype=self.dtype, device=self.device)
 
+    def overlap(self, out: Tensor, data: Tensor) -> bool:
+        """Whether memory from the first byte to the last overlaps."""
+        a, b = extent(out), extent(data)
+        return out.device == data.device and a.start < b.stop and b.start < a.stop
 
-def refusal(
-    kind: type[DTypeError | DeviceMismatchError], argument: str, expected: str, got: str
-) -> DTypeError | DeviceMismatchError:
-    """An exception about an argument."""
-    error = kind(f"{argument}: expected {expected}, got {got}")
-    error.argument, error.expected, error.got = argument, expected, got
-    return error
+
+def extent(x: Tensor) -> range:
+    """The addresses of a tensor's bytes, and of those in the gaps between them."""
+    if x.is_meta or x.numel() == 0:
+        return range(0)
+    last = sum((size - 1) * stride for size, stride in zip(x.shape, x.stride(), strict=True))
+    return range(x.data_ptr(), x.data_ptr() + (last + 1) * x.itemsize)
 
 
 def refuse_transforms(data: Tensor) -> None:
@@ -167,7 +175,8 @@ class Product(torch.autograd.Function):
     def forward(ctx: Any, a: Tensor, b: Tensor) -> Tensor:
         """The product."""
         ctx.save_for_backward(a, b)
-        with torch.autocast(a.device.type, enabled=False):
+        # Tensors without values are on no device that autocast knows.
+        with torch.autocast("cpu" if a.is_meta else a.device.type, enabled=False):
             if (parts := parts_of(a)) is None:
                 return a @ b.mH
             if is_mapped(a) or is_mapped(b):
