@@ -699,9 +699,9 @@ def test_errors_of_tensors(device: str) -> None:
         qdp.gram(x, torch.ones(3, 4, device="meta"), encoding="angle")
     assert (elsewhere.value.argument, elsewhere.value.got) == ("y", "one on meta")
     for sparse in (x.to_sparse(), x.to_sparse_coo().requires_grad_()):
-        with pytest.raises(qdp.InvalidArgumentError, match="x: expected a dense tensor") as wrong:
+        with pytest.raises(qdp.InvalidArgumentError, match="x: expected a dense tensor") as layout:
             qdp.gram(sparse, x)
-        assert (wrong.value.argument, wrong.value.got) == ("x", "one of layout torch.sparse_coo")
+        assert (layout.value.argument, layout.value.got) == ("x", "one of layout torch.sparse_coo")
         with pytest.raises(qdp.InvalidArgumentError, match="y: expected a dense tensor"):
             qdp.gram(x, sparse)
     with pytest.raises(qdp.InvalidArgumentError, match="out"):

@@ -14,7 +14,6 @@ from cases import CASES, Case
 torch = pytest.importorskip("torch", exc_type=ImportError)
 import qdp.torch  # noqa: E402
 from qdp.torch import formula  # noqa: E402
-from torch.autograd import forward_ad  # noqa: E402
 
 # torch imports its own deprecated code for forward mode and to check operators.
 pytestmark = [
@@ -111,7 +110,7 @@ def test_derivatives_of_no_samples(encoding: str, device: str) -> None:
     """To every order, and what torch checks of an operator."""
     x = torch.zeros(0, 3, device=device, dtype=torch.float64, requires_grad=True)
     grad = torch.zeros(0, 4 if encoding == "iqp" else 8, device=device, dtype=torch.complex128)
-    options = {"num_qubits": 2 if encoding == "iqp" else 3, "encoding": encoding}
+    options: dict[str, Any] = {"num_qubits": 2 if encoding == "iqp" else 3, "encoding": encoding}
     if encoding in ("zz", "iqp-embedding"):
         options["reps"] = 3
     torch.library.opcheck(torch.ops.qdp.encode_backward, (grad, x), options)
@@ -161,8 +160,10 @@ def test_hooks_on_saved_tensors(encoding: str, kind: str, device: str) -> None:
 
     def forward(x: Any) -> Any:
         """The same of a tangent, with and without torch.func."""
-        with forward_ad.dual_level():
-            slope = forward_ad.unpack_dual(states(forward_ad.make_dual(x, x.cos()))).tangent
+        with torch.autograd.forward_ad.dual_level():
+            slope = torch.autograd.forward_ad.unpack_dual(
+                states(torch.autograd.forward_ad.make_dual(x, x.cos()))
+            ).tangent
         other = torch.func.jvp(states, (x,), (x.cos(),))[1]
         return (slope * other).real.sum()
 
@@ -202,9 +203,9 @@ def test_forward_mode(case: Case, device: str) -> None:
     expected = (encode(x + step * tangent) - encode(x - step * tangent)) / (2 * step)
     torch.testing.assert_close(states, encode(x), rtol=0, atol=1e-13)
     torch.testing.assert_close(slope, expected, rtol=1e-7, atol=1e-7)
-    with forward_ad.dual_level():
-        dual = encode(forward_ad.make_dual(x, tangent))
-        torch.testing.assert_close(forward_ad.unpack_dual(dual).tangent, slope)
+    with torch.autograd.forward_ad.dual_level():
+        dual = encode(torch.autograd.forward_ad.make_dual(x, tangent))
+        torch.testing.assert_close(torch.autograd.forward_ad.unpack_dual(dual).tangent, slope)
 
 
 @pytest.mark.parametrize("case", CASES, ids=str)

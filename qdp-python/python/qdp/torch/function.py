@@ -319,7 +319,7 @@ def hooks_aside() -> Iterator[None]:
     """Without this thread's hooks on saved tensors (``save_on_cpu``, ``checkpoint``), with which
     torch.func refuses to work. What is saved meanwhile stays as it is.
     """
-    hooks = torch._C._autograd  # noqa: SLF001
+    hooks: Any = torch._C._autograd  # noqa: SLF001
     aside = []
     while (pair := hooks._top_saved_tensors_default_hooks(True)) is not None:  # noqa: SLF001
         aside.append(pair)
