@@ -80,10 +80,10 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     default = "cuda" if torch.cuda.is_available() else "cpu"
     parser.add_argument("--device", choices=("cpu", "cuda"), default=default)
-    parser.add_argument("--qubits", type=int, default=10)
+    parser.add_argument("--qubits", type=positive, default=10)
     parser.add_argument("--layers", type=int, default=4)
-    parser.add_argument("--epochs", type=int, default=30)
-    parser.add_argument("--batch", type=int, default=128)
+    parser.add_argument("--epochs", type=positive, default=30)
+    parser.add_argument("--batch", type=positive, default=128)
     parser.add_argument("--no-pennylane", action="store_true")
     parser.add_argument("--json", type=Path, help="where to write the results")
     args = parser.parse_args()
@@ -91,6 +91,8 @@ def main() -> None:
     x, y = load_digits(return_X_y=True)
     split = train_test_split(x, y, test_size=0.3, random_state=0, stratify=y)
     x_train, x_test, y_train, y_test = split
+    if args.batch > len(x_train):
+        parser.error(f"argument --batch: at most {len(x_train)}, the images to train on")
     components = PCA(args.qubits, random_state=0).fit(x_train)
     deviation = components.transform(x_train)[:, 0].std()
     x_train, x_test = (components.transform(part) / deviation for part in (x_train, x_test))
@@ -112,6 +114,14 @@ def main() -> None:
             **{name: getattr(args, name) for name in ("qubits", "layers", "epochs", "batch")},
         }
         args.json.write_text(json.dumps({**about, "results": results}, indent=1) + "\n")
+
+
+def positive(text: str) -> int:
+    """A number above 0, of the command line."""
+    number = int(text)
+    if number < 1:
+        raise argparse.ArgumentTypeError(f"expected at least 1, got {number}")
+    return number
 
 
 def line(result: dict[str, Any]) -> str:

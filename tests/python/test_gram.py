@@ -120,6 +120,64 @@ def test_gradients(case: Case, tile: Any, device: str) -> None:
         torch.testing.assert_close(only, want[1], rtol=1e-9, atol=1e-11)
 
 
+@pytest.mark.parametrize("tile", [300, None])
+@pytest.mark.parametrize("encoding", ["amplitude", "angle", "zz"])
+def test_batched_gradients(encoding: str, tile: Any, device: str) -> None:
+    """Many of one matrix, mapped over together, and of its gradient."""
+    torch = pytest.importorskip("torch", exc_type=ImportError)
+    x = torch.rand(5, 3, device=device, dtype=torch.float64, requires_grad=True)
+    y = torch.rand(4, 3, device=device, dtype=torch.float64, requires_grad=True)
+
+    def gram(*samples: Any) -> Any:
+        return qdp.gram(*samples, encoding=encoding, tile=tile)
+
+    def one_by_one(result: Any, of: Any, weights: Any) -> Any:
+        every = (torch.autograd.grad(result, of, w, retain_graph=True) for w in weights)
+        return tuple(map(torch.stack, zip(*every, strict=True)))
+
+    for samples in ((x,), (x, y)):
+        matrix = gram(*samples)
+        weights = torch.rand(2, *matrix.shape, device=device, dtype=torch.float64)
+        want = one_by_one(matrix, samples, weights)
+        for again in (False, True):
+            found = torch.autograd.grad(
+                matrix,
+                samples,
+                weights,
+                is_grads_batched=True,
+                retain_graph=True,
+                create_graph=again,
+            )
+            torch.testing.assert_close(found, want)
+        weights = torch.rand(2, *found[0].shape, device=device, dtype=torch.float64)
+        want = one_by_one(found[0], x, weights)
+        second = torch.autograd.grad(found[0], x, weights, is_grads_batched=True)
+        torch.testing.assert_close(second, want)
+    samples = (x[:2].detach(), y[:2].detach())
+    for derivative, f in (
+        (torch.autograd.functional.jacobian, gram),
+        (torch.autograd.functional.hessian, lambda *samples: gram(*samples).square().sum()),
+    ):
+        found = derivative(f, samples, vectorize=True)
+        torch.testing.assert_close(found, derivative(f, samples))
+    assert torch.autograd.gradcheck(gram, (x,), check_batched_grad=True)
+
+
+def test_hooks_on_saved_tensors(device: str) -> None:
+    """They change no second derivative."""
+    torch = pytest.importorskip("torch", exc_type=ImportError)
+    x = torch.rand(3, 2, device=device, dtype=torch.float64, requires_grad=True)
+
+    def second() -> Any:
+        matrix = qdp.gram(x, encoding="zz")
+        (first,) = torch.autograd.grad(matrix.square().sum(), x, create_graph=True)
+        return torch.autograd.grad(first.square().sum(), x)
+
+    want = second()
+    with torch.autograd.graph.save_on_cpu():
+        torch.testing.assert_close(second(), want)
+
+
 @pytest.mark.parametrize("encoding", ["amplitude", "angle", "zz"])
 def test_second_derivatives(encoding: str, device: str) -> None:
     torch = pytest.importorskip("torch", exc_type=ImportError)
@@ -151,6 +209,27 @@ def test_precision(given: Any, precision: Any, result: Any) -> None:
     assert found.dtype == result
     want = expected(Case("amplitude"), 2, x, x)
     np.testing.assert_allclose(found, want, rtol=0, atol=20 * np.finfo(result).eps)
+
+
+@pytest.mark.parametrize(
+    ("one", "other", "result"),
+    [
+        ("float32", "int32", "float32"),
+        ("float16", "int32", "float32"),
+        ("complex64", "int32", "float32"),
+        ("float32", "int64", "float64"),
+        ("int32", "float64", "float64"),
+    ],
+)
+def test_precision_of_two(one: str, other: str, result: str) -> None:
+    """Double where the states of either are, of arrays and of tensors."""
+    torch = pytest.importorskip("torch", exc_type=ImportError)
+    x = np.arange(1, 13).reshape(3, 4)
+    a, b = x.astype(one), x.astype(other)
+    for first, second in ((a, b), (b, a)):
+        assert qdp.gram(first, second).dtype == result
+        tensors = torch.from_numpy(first), torch.from_numpy(second)
+        assert qdp.gram(*tensors).dtype == getattr(torch, result)
 
 
 def test_whatever_numpy_takes() -> None:
@@ -213,6 +292,32 @@ def test_out(tile: Any, tmp_path: Any, device: str) -> None:
         alone = torch.full((9, 9), torch.nan, dtype=torch.float64)
         qdp.gram(a, encoding=encoding, tile=tile, out=alone)
         np.testing.assert_allclose(alone, qdp.gram(x, encoding=encoding), rtol=0, atol=1e-13)
+
+
+def test_out_is_apart_from_the_samples(device: str) -> None:
+    torch = pytest.importorskip("torch", exc_type=ImportError)
+    memory = np.random.default_rng(7).normal(size=100)
+    for whole in (memory, torch.from_numpy(memory).to(device)):
+        x, y = whole[:20].reshape(5, 4), whole[20:40].reshape(5, 4)
+        for out, name in ((whole[19:44].reshape(5, 5), "x"), (whole[39:64].reshape(5, 5), "y")):
+            with pytest.raises(qdp.InvalidArgumentError, match=f"apart from {name}'s") as raised:
+                qdp.gram(x, y, encoding="angle", out=out)
+            error = raised.value
+            assert (error.argument, error.got) == ("out", "an overlap")
+        square = whole[:25].reshape(5, 5)
+        with pytest.raises(qdp.InvalidArgumentError, match="apart from x's"):
+            qdp.gram(square, out=square)
+        with pytest.raises(qdp.InvalidArgumentError, match="apart from x's"):
+            qdp.gram(square.T, encoding="angle", out=square)
+        # As encode does it, the gaps count as well.
+        columns = whole.reshape(10, 10)[:5]
+        with pytest.raises(qdp.InvalidArgumentError, match="apart from x's"):
+            qdp.gram(columns[:, :4], encoding="angle", out=columns[:, 5:])
+        want = qdp.gram(x, y, encoding="angle")
+        beside = qdp.gram(x, y, encoding="angle", out=whole[40:65].reshape(5, 5))
+        assert beside.tolist() == want.tolist()
+        # No samples are nowhere.
+        assert qdp.gram(x[:0], encoding="angle", out=whole[:0].reshape(0, 0)).shape == (0, 0)
 
 
 @pytest.mark.parametrize("symmetric", [False, True])
@@ -319,8 +424,10 @@ def test_matrix_products_are_in_full_precision(
         matrix = qdp.gram(a, encoding=encoding)
         (first,) = torch.autograd.grad(matrix, a, w)
         recorded = torch.autograd.grad(qdp.gram(a, encoding=encoding), a, w, create_graph=True)
+        again = qdp.gram(a, encoding=encoding)
+        batched = torch.autograd.grad(again, a, w[None], is_grads_batched=True)
         plain = qdp.gram(a.detach(), encoding=encoding)
-        return [result.detach() for result in (plain, matrix, first, *recorded)]
+        return [result.detach() for result in (plain, matrix, first, *recorded, *batched)]
 
     wanted = derivatives(torch.float64)
     mode = short_products(name)
@@ -538,6 +645,46 @@ def test_transforms_are_refused(device: str) -> None:
             next(qdp.gram_blocks(dual, encoding="angle"))
         # What is not differentiated is nobody else's matter.
         torch.testing.assert_close(total(x), total(x.clone()))
+    # Nor do they go through its gradient.
+    leaf = x.clone().requires_grad_()
+    matrix = qdp.gram(leaf, encoding="angle")
+    ones = torch.ones_like(matrix)
+    (first,) = torch.autograd.grad(matrix, leaf, ones, create_graph=True)
+    for result in (matrix, first):
+
+        def pulled(cotangent: Any, result: Any = result) -> Any:
+            return torch.autograd.grad(result, leaf, cotangent, retain_graph=True)[0]
+
+        weight = torch.ones_like(result)
+        with pytest.raises(RuntimeError, match=r"qdp.gram has gradients by torch\.autograd"):
+            torch.func.vmap(pulled)(weight[None])
+        with torch.autograd.forward_ad.dual_level():
+            dual = torch.autograd.forward_ad.make_dual(weight, weight)
+            with pytest.raises(RuntimeError, match=r"qdp.gram has gradients by torch\.autograd"):
+                pulled(dual)
+            batched = torch.autograd.grad(
+                result, leaf, weight[None], is_grads_batched=True, retain_graph=True
+            )
+            torch.testing.assert_close(batched[0][0], pulled(weight))
+
+
+def test_tensors_without_values() -> None:
+    """They give the result's description, and that of its gradient."""
+    torch = pytest.importorskip("torch", exc_type=ImportError)
+    x = torch.rand(3, 4, device="meta", requires_grad=True)
+    y = torch.rand(2, 4, device="meta", dtype=torch.float64)
+    for encoding in ("amplitude", "angle", "zz"):
+        result = qdp.gram(x, y, encoding=encoding)
+        assert (result.shape, result.dtype) == ((3, 2), torch.float64)
+        assert result.is_meta
+        (gradient,) = torch.autograd.grad(result.sum(), x)
+        assert (gradient.shape, gradient.dtype) == (x.shape, x.dtype)
+        assert gradient.is_meta
+        out = torch.empty(3, 3, device="meta")
+        assert qdp.gram(x.detach(), encoding=encoding, out=out) is out
+    assert qdp.gram(x.detach()[:, :1], encoding="basis").shape == (3, 3)
+    with pytest.raises(qdp.FeatureCountError):
+        qdp.gram(x, encoding="angle", num_qubits=3)
 
 
 def test_errors_of_tensors(device: str) -> None:
@@ -551,6 +698,12 @@ def test_errors_of_tensors(device: str) -> None:
     with pytest.raises(qdp.DeviceMismatchError, match="y") as elsewhere:
         qdp.gram(x, torch.ones(3, 4, device="meta"), encoding="angle")
     assert (elsewhere.value.argument, elsewhere.value.got) == ("y", "one on meta")
+    for sparse in (x.to_sparse(), x.to_sparse_coo().requires_grad_()):
+        with pytest.raises(qdp.InvalidArgumentError, match="x: expected a dense tensor") as layout:
+            qdp.gram(sparse, x)
+        assert (layout.value.argument, layout.value.got) == ("x", "one of layout torch.sparse_coo")
+        with pytest.raises(qdp.InvalidArgumentError, match="y: expected a dense tensor"):
+            qdp.gram(x, sparse)
     with pytest.raises(qdp.InvalidArgumentError, match="out"):
         qdp.gram(x, encoding="angle", out=np.empty((3, 3), np.float32))
     out = torch.empty(3, 3, device=device)

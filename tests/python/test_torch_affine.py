@@ -5,7 +5,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
@@ -17,6 +17,9 @@ torch = pytest.importorskip("torch", exc_type=ImportError)
 import qdp.torch  # noqa: E402
 from devices import DEVICE  # noqa: E402
 from qdp._qdp import encode_backward  # noqa: E402
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
 # torch's own code for compilation and forward mode warns of what torch itself has deprecated.
 pytestmark = [
@@ -238,6 +241,30 @@ def test_refusals(device: str) -> None:
     if device != "cpu":
         with pytest.raises(qdp.DeviceMismatchError, match="weight"):
             encode(weight=weight.cpu())
+
+
+@pytest.mark.parametrize("given", [[1.0] * 4, np.ones(4), 1.0], ids=["list", "array", "number"])
+@pytest.mark.parametrize("name", ["weight", "bias"])
+def test_maps_are_tensors(name: str, given: Any, device: str) -> None:
+    """Whatever is torch's to know of."""
+    x = torch.rand(3, 4, device=device)
+    other = {"weight": "bias", "bias": "weight"}[name]
+
+    def total(x: Any, values: Any = None) -> Any:
+        return qdp.torch.encode(x, 4, "angle", **{name: given, other: values}).real.sum()
+
+    calls: list[Callable[[], Any]] = [
+        lambda: total(x),
+        lambda: total(x.clone().requires_grad_()),
+        lambda: total(x, torch.ones(4, device=device, requires_grad=True)),
+        lambda: torch.func.grad(total)(x),
+        lambda: torch.func.jvp(total, (x,), (x,)),
+        lambda: torch.func.vmap(total)(x),
+    ]
+    for call in calls:
+        with pytest.raises(qdp.DTypeError, match=f"{name}: expected .*tensor") as raised:
+            call()
+        assert (raised.value.argument, raised.value.got) == (name, type(given).__name__)
 
 
 def test_bad_values_are_told_of(device: str) -> None:

@@ -15,6 +15,11 @@ torch = pytest.importorskip("torch", exc_type=ImportError)
 import qdp.torch  # noqa: E402
 from qdp.torch import formula  # noqa: E402
 
+# torch imports its own deprecated code for forward mode and to check operators.
+pytestmark = [
+    pytest.mark.filterwarnings("ignore:.torch.jit.script:FutureWarning"),
+    pytest.mark.filterwarnings("ignore:.torch.jit.script:DeprecationWarning"),
+]
 DIFFERENTIABLE = [case for case in CASES if case.encoding != "basis"]
 cases = pytest.mark.parametrize("case", DIFFERENTIABLE, ids=str)
 
@@ -98,9 +103,91 @@ def test_second_derivatives(case: Case, device: str) -> None:
     assert torch.autograd.gradgradcheck(encode, samples(case, n, 1, device))
 
 
-# torch imports its own deprecated code for this.
-@pytest.mark.filterwarnings("ignore:.torch.jit.script:FutureWarning")
-@pytest.mark.filterwarnings("ignore:.torch.jit.script:DeprecationWarning")
+# torch's check looks for the gradients of what is no leaf.
+@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf:UserWarning")
+@pytest.mark.parametrize("encoding", sorted({case.encoding for case in DIFFERENTIABLE}))
+def test_derivatives_of_no_samples(encoding: str, device: str) -> None:
+    """To every order, and what torch checks of an operator."""
+    x = torch.zeros(0, 3, device=device, dtype=torch.float64, requires_grad=True)
+    grad = torch.zeros(0, 4 if encoding == "iqp" else 8, device=device, dtype=torch.complex128)
+    options: dict[str, Any] = {"num_qubits": 2 if encoding == "iqp" else 3, "encoding": encoding}
+    if encoding in ("zz", "iqp-embedding"):
+        options["reps"] = 3
+    torch.library.opcheck(torch.ops.qdp.encode_backward, (grad, x), options)
+    leaves = (grad.clone().requires_grad_(), x)
+    torch.library.opcheck(torch.ops.qdp.encode_backward, leaves, options)
+
+    def encode(x: Any) -> Any:
+        return qdp.torch.encode(x, **options)
+
+    (first,) = torch.autograd.grad(encode(x).real.sum(), x, create_graph=True)
+    (second,) = torch.autograd.grad(first.sum(), x, create_graph=True)
+    (third,) = torch.autograd.grad(second.sum(), x)
+    assert second.shape == third.shape == x.shape
+    samples = x.detach()
+    assert torch.func.jvp(encode, (samples,), (samples,))[1].shape == grad.shape
+
+
+def hooked(kind: str) -> Any:
+    """A function, run with hooks on the tensors that it saves."""
+    from torch.utils.checkpoint import checkpoint
+
+    def saved(f: Any, x: Any) -> Any:
+        with (
+            torch.autograd.graph.saved_tensors_hooks(torch.clone, lambda saved: saved),
+            torch.autograd.graph.save_on_cpu(),
+        ):
+            return f(x)
+
+    return saved if kind == "hooks" else lambda f, x: checkpoint(f, x, use_reentrant=False)
+
+
+@pytest.mark.parametrize("kind", ["hooks", "checkpoint"])
+@pytest.mark.parametrize("encoding", ["amplitude", "angle", "zz"])
+def test_hooks_on_saved_tensors(encoding: str, kind: str, device: str) -> None:
+    """They change no derivative, of any order, and are there afterwards."""
+    x = torch.rand(2, 3, device=device, dtype=torch.float64)
+
+    def states(x: Any) -> Any:
+        return qdp.torch.encode(x, 3, encoding)
+
+    def third(x: Any) -> Any:
+        """A number whose computation takes the encoding's third derivative."""
+        f = states(x).real.pow(3).sum()
+        for _ in range(3):
+            (f,) = torch.autograd.grad(f.sum(), x, create_graph=True)
+        return f.square().sum()
+
+    def forward(x: Any) -> Any:
+        """The same of a tangent, with and without torch.func."""
+        with torch.autograd.forward_ad.dual_level():
+            slope = torch.autograd.forward_ad.unpack_dual(
+                states(torch.autograd.forward_ad.make_dual(x, x.cos()))
+            ).tangent
+        other = torch.func.jvp(states, (x,), (x.cos(),))[1]
+        return (slope * other).real.sum()
+
+    for function in (third, forward):
+        leaf = x.clone().requires_grad_()
+        (want,) = torch.autograd.grad(function(leaf), leaf)
+        assert want.abs().max() > 1e-3
+        (found,) = torch.autograd.grad(hooked(kind)(function, leaf), leaf)
+        torch.testing.assert_close(found, want)
+    seen = []
+
+    def packed(saved: Any) -> Any:
+        seen.append(saved)
+        return saved
+
+    leaf = x.clone().requires_grad_()
+    with torch.autograd.graph.saved_tensors_hooks(packed, lambda saved: saved):
+        (first,) = torch.autograd.grad(states(leaf).real.sum(), leaf, create_graph=True)
+        first.sum().backward()
+        seen.clear()
+        leaf.sin()
+    assert len(seen) == 1
+
+
 @cases
 def test_forward_mode(case: Case, device: str) -> None:
     n = 3

@@ -126,6 +126,22 @@ def test_base_is_no_encoding() -> None:
         qdp.torch.Encoding(2, {})
 
 
+def test_either_half_of_a_map(device: str) -> None:
+    """What is None of it is left out."""
+    x = torch.rand(2, 3, device=device)
+    model = qdp.torch.AngleEncoding(3, affine=True, device=device)
+    bias, weight = (torch.rand(3, device=device) for _ in range(2))
+    model.weight, model.bias = None, torch.nn.Parameter(bias)
+    torch.testing.assert_close(model(x), qdp.torch.encode(x, 3, "angle", bias=bias))
+    assert "affine=True" in repr(model)
+    model.reset_parameters()
+    torch.testing.assert_close(model(x), qdp.torch.encode(x, 3, "angle"))
+    model.weight, model.bias = torch.nn.Parameter(weight), None
+    torch.testing.assert_close(model(x), qdp.torch.encode(x, 3, "angle", weight=weight))
+    model.weight = None
+    torch.testing.assert_close(model(x), qdp.torch.encode(x, 3, "angle"))
+
+
 def test_maps_of_arrays_are_refused() -> None:
     x = np.ones((2, 2))
     with pytest.raises(qdp.DTypeError, match="x: expected a tensor"):

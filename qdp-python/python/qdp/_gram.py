@@ -80,6 +80,9 @@ class Backend(Protocol):
     def empty(self, rows: int, columns: int) -> Any:
         """An uninitialised real matrix."""
 
+    def overlap(self, out: Any, data: Any) -> bool:
+        """Whether a result and samples, as they were given, may have bytes in common."""
+
 
 @dataclass(frozen=True)
 class Group:
@@ -258,9 +261,11 @@ class NumPy:
 
     @classmethod
     def of(cls, *arrays: Any, precision: Precision | None) -> NumPy:
-        """NumPy in the precision that samples have together."""
-        kinds = np.result_type(*(np.asarray(array).dtype for array in arrays))
-        double = kinds.char in "qQlLdDgG" if precision is None else precision == "complex128"
+        """NumPy in the precision that samples have together: double, if states of any are."""
+        if precision is None:
+            double = any(np.asarray(array).dtype.char in "qQlLdDgG" for array in arrays)
+        else:
+            double = precision == "complex128"
         return cls(np.dtype(np.float64 if double else np.float32))
 
     @property
@@ -306,6 +311,10 @@ class NumPy:
     def empty(self, rows: int, columns: int) -> Any:
         """An uninitialised matrix."""
         return np.empty((rows, columns), self.dtype)
+
+    def overlap(self, out: Any, data: Any) -> bool:
+        """Whether memory from the first byte to the last overlaps."""
+        return np.may_share_memory(out, np.asarray(data))
 
 
 def index_error(sample: int, num_qubits: int) -> BasisValueError:
@@ -443,9 +452,12 @@ def gram(
     :meth:`qdp.Engine.encode`; ``num_qubits`` follows from the number of features.
 
     States are made only of encodings that entangle, and nothing but the result grows with the
-    number of pairs: the rest takes about ``tile`` bytes, in the computation of gradients too. With
-    ``out``, an array or a tensor of the result's shape and dtype (a ``numpy.memmap``, say), the
-    result is written there; :func:`qdp.gram_blocks` is for results that need not be kept.
+    number of pairs: the rest takes about ``tile`` bytes, in the computation of gradients too. Not
+    so that of gradients to be differentiated in turn (``create_graph=True``): it keeps all states,
+    or what is in place of them, and several matrices of the result's size. With ``out``, an array
+    or a tensor of the result's shape and dtype (a ``numpy.memmap``, say) apart from ``x`` and ``y``
+    in memory, the result is written there; :func:`qdp.gram_blocks` is for results that need not be
+    kept.
 
     Neither autocast nor what torch was told about float32 (TF32, say) changes the precision.
 
@@ -459,10 +471,11 @@ def gram(
         "entanglement": entanglement,
         "convention": convention,
     }
+    given = [x] if y is None else [x, y]
     compute, x, y, tile = prepare(x, y, encoding, num_qubits, precision, tile, options)
     backend = compute.backend
     if out is not None:
-        check_out(out, (len(x), len(x if y is None else y)), backend)
+        check_out(out, (len(x), len(x if y is None else y)), given, backend)
     if not isinstance(backend, NumPy):
         from qdp.torch.fidelity import gram as tensor_gram
 
@@ -480,8 +493,8 @@ def fill(compute: Kernel, x: Any, y: Any, tile: int, out: Any) -> Any:
     return out
 
 
-def check_out(out: Any, shape: tuple[int, int], backend: Backend) -> None:
-    """Refuse an ``out`` that the result may not be written to."""
+def check_out(out: Any, shape: tuple[int, int], given: list[Any], backend: Backend) -> None:
+    """Refuse an ``out`` that the result of the given samples may not be written to."""
     wanted = backend.empty(0, 0)
     if not isinstance(out, type(wanted)):
         raise invalid("out", f"a {type(wanted).__name__}, as the result is", type(out).__name__)
@@ -495,6 +508,10 @@ def check_out(out: Any, shape: tuple[int, int], backend: Backend) -> None:
         wrong = DTypeError(f"out: expected {wanted.dtype}, got {out.dtype}")
         wrong.argument, wrong.expected, wrong.got = "out", str(wanted.dtype), str(out.dtype)
         raise wrong
+    # Samples are read again for every block.
+    for name, data in zip("xy", given, strict=False):
+        if backend.overlap(out, data):
+            raise invalid("out", f"memory apart from {name}'s", "an overlap")
 
 
 def gram_blocks(

@@ -16,12 +16,14 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 __all__ = [
+    "check_kind",
     "direction",
     "gradients",
     "in_double",
     "mapped",
     "mapped_dtype",
     "mapped_each",
+    "refusal",
     "widened",
 ]
 
@@ -54,18 +56,35 @@ def mapped_each(
     return _map(in_double(x), weight, bias)
 
 
+def refusal(
+    kind: type[DTypeError | ShapeError | DeviceMismatchError],
+    argument: str,
+    expected: str,
+    got: str,
+) -> DTypeError | ShapeError | DeviceMismatchError:
+    """An exception about an argument."""
+    what = "shape " if kind is ShapeError else ""
+    error = kind(f"{argument}: expected {what}{expected}, got {got}")
+    error.argument, error.expected, error.got = argument, expected, got
+    return error
+
+
+def check_kind(argument: str, values: object) -> None:
+    """Raise what the kernels raise about what is no tensor."""
+    if not isinstance(values, torch.Tensor):
+        raise refusal(DTypeError, argument, "a tensor", type(values).__name__)
+
+
 def check(name: str, values: Tensor, x: Tensor) -> None:
     """Raise what the kernels raise about the values of one map."""
-    if not isinstance(values, torch.Tensor):
-        raise DTypeError(f"{name}: expected a tensor, got {type(values).__name__}")
+    check_kind(name, values)
     if not values.is_floating_point():
-        raise DTypeError(f"{name}: expected a real floating dtype, got {values.dtype}")
+        raise refusal(DTypeError, name, "a real floating dtype", str(values.dtype))
     if values.shape != x.shape[-1:]:
-        raise ShapeError(f"{name}: expected shape {tuple(x.shape[-1:])}, got {tuple(values.shape)}")
+        raise refusal(ShapeError, name, str(tuple(x.shape[-1:])), str(tuple(values.shape)))
     if values.device != x.device:
-        raise DeviceMismatchError(
-            f"{name}: expected a tensor on {x.device}, got one on {values.device}"
-        )
+        place = f"a tensor on {x.device}"
+        raise refusal(DeviceMismatchError, name, place, f"one on {values.device}")
 
 
 def _map(x: Tensor, weight: Tensor | None, bias: Tensor | None) -> Tensor:

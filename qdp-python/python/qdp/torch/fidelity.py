@@ -6,11 +6,11 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch.autograd import forward_ad
 
 from qdp import _gram, _qdp
 from qdp.exceptions import DeviceMismatchError, DTypeError
-from qdp.torch.ops import states_dtype
+from qdp.torch.affine import refusal
+from qdp.torch.function import is_dual, states_dtype
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -37,14 +37,13 @@ class Torch:
         for name, other, data in zip("xy", "yx", tensors, strict=False):
             if not isinstance(data, torch.Tensor):
                 raise refusal(DTypeError, name, f"a tensor, as {other} is", type(data).__name__)
+            if data.layout is not torch.strided or data.is_nested:
+                got = "a nested one" if data.is_nested else f"one of layout {data.layout}"
+                raise _gram.invalid(name, "a dense tensor", got)
             if data.device != tensors[0].device:
                 place = f"a tensor on {tensors[0].device}, as x is"
                 raise refusal(DeviceMismatchError, name, place, f"one on {data.device}")
-            if transformed(data):
-                raise RuntimeError(
-                    "qdp.gram has gradients by torch.autograd, and no rule for the transforms of "
-                    "torch.func (grad, jvp, vmap) or forward-mode differentiation"
-                )
+            refuse_transforms(data)
         states = {states_dtype(data.dtype, precision) for data in tensors}
         double = torch.complex128 in states
         return cls(torch.float64 if double else torch.float32, x.device)
@@ -104,22 +103,34 @@ class Torch:
         """An uninitialised matrix."""
         return torch.empty(rows, columns, dtype=self.dtype, device=self.device)
 
-
-def refusal(
-    kind: type[DTypeError | DeviceMismatchError], argument: str, expected: str, got: str
-) -> DTypeError | DeviceMismatchError:
-    """An exception about an argument."""
-    error = kind(f"{argument}: expected {expected}, got {got}")
-    error.argument, error.expected, error.got = argument, expected, got
-    return error
+    def overlap(self, out: Tensor, data: Tensor) -> bool:
+        """Whether memory from the first byte to the last overlaps."""
+        a, b = extent(out), extent(data)
+        return out.device == data.device and a.start < b.stop and b.start < a.stop
 
 
-def transformed(data: Tensor) -> bool:
-    """Whether a tensor stands for others, in a transform of torch.func, or has a tangent."""
-    wrapped: bool = torch._C._functorch.is_functorch_wrapped_tensor(data)  # noqa: SLF001
-    if wrapped:
-        return True
-    return forward_ad.unpack_dual(data).tangent is not None  # type: ignore[no-untyped-call]
+def extent(x: Tensor) -> range:
+    """The addresses of a tensor's bytes, and of those in the gaps between them."""
+    if x.is_meta or x.numel() == 0:
+        return range(0)
+    last = sum((size - 1) * stride for size, stride in zip(x.shape, x.stride(), strict=True))
+    return range(x.data_ptr(), x.data_ptr() + (last + 1) * x.itemsize)
+
+
+def refuse_transforms(data: Tensor) -> None:
+    """Refuse a tensor that stands for others, in a transform of torch.func, or has a tangent."""
+    wrapped = torch._C._functorch.is_functorch_wrapped_tensor(data)  # noqa: SLF001
+    if wrapped or (not is_mapped(data) and is_dual(data)):
+        raise RuntimeError(
+            "qdp.gram has gradients by torch.autograd, and no rule for the transforms of "
+            "torch.func (grad, jvp, vmap) or forward-mode differentiation"
+        )
+
+
+def is_mapped(x: Tensor) -> bool:
+    """Whether a tensor is several that ``torch.autograd`` maps over (``is_grads_batched``)."""
+    mapped: bool = torch._C._functorch.is_legacy_batchedtensor(x)  # noqa: SLF001
+    return mapped
 
 
 #: Of how many numbers of a type a float32 is the sum, and how many of its bits that type lacks.
@@ -156,16 +167,21 @@ class Product(torch.autograd.Function):
 
     That switch is read and not touched, as other threads multiply meanwhile. Where it is on, the
     factors are split into numbers that the shorter type holds: their products are exact, and sums
-    are in float32. Gradients, of any order, are such products too, whenever they are asked for.
+    are in float32. Gradients, of any order, are such products too, whenever they are asked for;
+    where torch maps over them, which it cannot with a number's bits, they are products in double.
     """
 
     @staticmethod
     def forward(ctx: Any, a: Tensor, b: Tensor) -> Tensor:
         """The product."""
         ctx.save_for_backward(a, b)
-        with torch.autocast(a.device.type, enabled=False):
+        # Tensors without values are on no device that autocast knows.
+        with torch.autocast("cpu" if a.is_meta else a.device.type, enabled=False):
             if (parts := parts_of(a)) is None:
                 return a @ b.mH
+            if is_mapped(a) or is_mapped(b):
+                double = torch.promote_types(a.dtype, torch.float64)
+                return (a.to(double) @ b.to(double).mH).to(a.dtype)
             left, right = split(a, *parts), split(b, *parts)
             # Small products first, which rounds least; what is left out is smaller than a rounding.
             pairs = [(i, n - i) for n in reversed(range(len(left))) for i in range(n + 1)]
@@ -176,6 +192,7 @@ class Product(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, Tensor | None]:
         """The gradients by the factors."""
+        refuse_transforms(grad)
         a, b = ctx.saved_tensors
         wanted = ctx.needs_input_grad
         by_a = Product.apply(grad, b.mH) if wanted[0] else None
@@ -226,15 +243,18 @@ class Gram(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, Tensor | None, None, None]:
-        """The gradients by the samples, a block at a time."""
+        """The gradients by the samples, a block at a time. ``grad`` may be many that torch maps
+        over (``is_grads_batched``), of which new tensors are made that may be so, too.
+        """
+        refuse_transforms(grad)
         x, y = ctx.saved_tensors
         kernel, tile = ctx.kernel, ctx.tile
         if torch.is_grad_enabled():
             return *recorded_gradients(kernel, x, y, grad), None, None
         symmetric = y is None
         others = x if symmetric else y
-        by_x = torch.zeros_like(x)
-        by_y = by_x if symmetric else torch.zeros_like(y)
+        by_x = grad.new_zeros(x.shape, dtype=x.dtype)
+        by_y = by_x if symmetric else grad.new_zeros(y.shape, dtype=y.dtype)
         with torch.enable_grad():
             columns = _gram.slices(kernel, len(others), tile)
             for row in _gram.slices(kernel, len(x), tile):
@@ -244,19 +264,26 @@ class Gram(torch.autograd.Function):
                         continue
                     if symmetric and column == row:
                         block = kernel.block(left.states, left.states)
-                        left.add(torch.autograd.grad(block, left.states, grad[row, column]))
+                        left.add(torch.autograd.grad(block, left.states, part(grad, row, column)))
                         continue
                     right = Lifted(kernel, others, "x" if symmetric else "y", column)
                     block = kernel.block(left.states, right.states)
-                    weight = grad[row, column]
+                    weight = part(grad, row, column)
                     if symmetric:
-                        weight = weight + grad[column, row].T
+                        weight = weight + part(grad, column, row).T
                     both = torch.autograd.grad(block, left.states + right.states, weight)
                     left.add(both[: len(left.states)])
                     right.add(both[len(left.states) :])
-                    by_y[column] += right.gradient()
-                by_x[row] += left.gradient()
+                    part(by_y, column).add_(right.gradient())
+                part(by_x, row).add_(left.gradient())
         return by_x, None if symmetric else by_y, None, None
+
+
+def part(x: Tensor, *slices: slice) -> Tensor:
+    """``x[slices]``, of tensors that torch maps over too."""
+    for dim, rows in enumerate(slices):
+        x = x.narrow(dim, rows.start, rows.stop - rows.start)
+    return x
 
 
 def recorded_gradients(

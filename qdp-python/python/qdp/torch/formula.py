@@ -142,6 +142,6 @@ def hadamard(states: Tensor, n: int) -> Tensor:
     """H on every qubit of every row."""
     shape = states.shape
     for qubit in range(n):
-        zero, one = states.reshape(shape[0], -1, 2, 2**qubit).unbind(2)
+        zero, one = states.reshape(shape[0], 2 ** (n - 1 - qubit), 2, 2**qubit).unbind(2)
         states = torch.stack([zero + one, zero - one], dim=2)
     return states.reshape(shape) * 2 ** (-n / 2)

@@ -7,6 +7,7 @@ what the operators' derivatives are, and what ``torch.func`` makes of them.
 
 from __future__ import annotations
 
+from contextlib import contextmanager, nullcontext
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -17,7 +18,7 @@ from qdp.exceptions import InvalidArgumentError
 from qdp.torch import affine, formula
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
 
     from torch import Tensor
 
@@ -177,8 +178,8 @@ class EncodeOperator(torch.autograd.Function):
             gradient = gradient_of(ctx.dtype, ctx.spec)
             batch = features.shape[0] if features.dim() == 2 else 1
             zero = features.new_zeros((batch, 2 ** ctx.spec["num_qubits"]), dtype=ctx.dtype)
-            _, pullback, *_ = torch.func.vjp(lambda grad: gradient(grad, features), zero)
-            tangent: Tensor = pullback(direction.to(features.dtype))[0]
+            direction = direction.to(features.dtype)
+            tangent: Tensor = pulled_back(lambda grad: gradient(grad, features), direction, zero)[0]
             return tangent
 
     @staticmethod
@@ -233,8 +234,8 @@ class BackwardOperator(torch.autograd.Function):
         grad, x, weight, bias = ctx.saved_tensors
         features = mapped(x, weight, bias, ctx.spec)
         gradient = gradient_of(grad.dtype, ctx.spec)
-        _, pullback, *_ = torch.func.vjp(gradient, grad, features)
-        by_grad, by_features = pullback(cotangent.to(features.dtype))
+        cotangent = cotangent.to(features.dtype)
+        by_grad, by_features = pulled_back(gradient, cotangent, grad, features)
         needed = ctx.needs_input_grad[1:]
         return by_grad, *affine.gradients(by_features, x, weight, bias, needed), None
 
@@ -254,8 +255,9 @@ class BackwardOperator(torch.autograd.Function):
             if direction is not None:
                 features = mapped(x, weight, bias, ctx.spec)
                 gradient = gradient_of(grad.dtype, ctx.spec)
-                _, pullback, *_ = torch.func.vjp(lambda x: gradient(grad, x), features)
-                parts.append(pullback(direction.to(features.dtype))[0].to(x.dtype))
+                direction = direction.to(features.dtype)
+                (part,) = pulled_back(lambda x: gradient(grad, x), direction, features)
+                parts.append(part.to(x.dtype))
             return sum(parts[1:], parts[0]) if parts else None
 
     @staticmethod
@@ -295,11 +297,38 @@ def gradient_of(dtype: torch.dtype, spec: dict[str, Any]) -> Callable[[Tensor, T
     """
 
     def gradient(grad: Tensor, features: Tensor) -> Tensor:
-        _, pullback, *_ = torch.func.vjp(lambda x: formula.encode(x, dtype, **spec), features)
-        by_features: Tensor = pullback(grad)[0]
+        (by_features,) = pulled_back(lambda x: formula.encode(x, dtype, **spec), grad, features)
         return by_features
 
     return gradient
+
+
+def pulled_back(
+    function: Callable[..., Tensor], cotangent: Tensor, *tensors: Tensor
+) -> tuple[Tensor, ...]:
+    """The gradients by a function's tensors, given that by its result."""
+    # Compiled code has no such hooks, and the compiler knows no way to ask for them.
+    with nullcontext() if torch.compiler.is_dynamo_compiling() else hooks_aside():
+        _, pullback, *_ = torch.func.vjp(function, *tensors)
+        gradients: tuple[Tensor, ...] = pullback(cotangent)
+    return gradients
+
+
+@contextmanager
+def hooks_aside() -> Iterator[None]:
+    """Without this thread's hooks on saved tensors (``save_on_cpu``, ``checkpoint``), with which
+    torch.func refuses to work. What is saved meanwhile stays as it is.
+    """
+    hooks: Any = torch._C._autograd  # noqa: SLF001
+    aside = []
+    while (pair := hooks._top_saved_tensors_default_hooks(True)) is not None:  # noqa: SLF001
+        aside.append(pair)
+        hooks._pop_saved_tensors_default_hooks()  # noqa: SLF001
+    try:
+        yield
+    finally:
+        for pair in reversed(aside):
+            hooks._push_saved_tensors_default_hooks(*pair)  # noqa: SLF001
 
 
 def detached(tensor: Tensor | None) -> Any:

@@ -98,22 +98,23 @@ class Encoding(nn.Module):
 
     def reset_parameters(self) -> None:
         """Make the affine map the identity."""
-        if self.weight is not None and self.bias is not None:
+        if self.weight is not None:
             nn.init.ones_(self.weight)
+        if self.bias is not None:
             nn.init.zeros_(self.bias)
 
     def forward(self, x: Tensor) -> Tensor:
         """The states of samples."""
-        options = self.options
-        if self.weight is not None:
-            options = {**options, "weight": self.weight, "bias": self.bias}
+        options, weight, bias = self.options, self.weight, self.bias
+        if weight is not None or bias is not None:
+            options = {**options, "weight": weight, "bias": bias}
         states: Tensor = _qdp.encode(x, self.num_qubits, self.encoding, **options)
         return states
 
     def extra_repr(self) -> str:
         """The options that are not the defaults."""
         options = {"num_qubits": self.num_qubits, **self.options}
-        if self.weight is not None:
+        if self.weight is not None or self.bias is not None:
             options["affine"] = True
         return ", ".join(f"{name}={value!r}" for name, value in options.items())
 

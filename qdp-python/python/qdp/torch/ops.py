@@ -93,8 +93,10 @@ def encode(
         spec["reps"] = reps
     if entanglement is not None:
         spec["entanglement"] = entanglement
-    if not isinstance(x, torch.Tensor):
-        raise DTypeError(f"x: expected a tensor, got {type(x).__name__}")
+    affine.check_kind("x", x)
+    for name, values in (("weight", weight), ("bias", bias)):
+        if values is not None:
+            affine.check_kind(name, values)
     if encoding == "amplitude":
         x, weight, bias = affine.mapped(x, weight, bias), None, None
     options: dict[str, Any] = {"precision": precision, "validate": validate}
@@ -119,9 +121,10 @@ def write(out: Tensor, states: Tensor) -> Tensor:
     if torch.is_grad_enabled() and (states.requires_grad or out.requires_grad):
         raise RuntimeError("out= has no gradient: leave it out, or detach() the samples")
     if out.shape != states.shape:
-        raise ShapeError(f"out: expected shape {tuple(states.shape)}, got {tuple(out.shape)}")
+        wanted, got = str(tuple(states.shape)), str(tuple(out.shape))
+        raise affine.refusal(ShapeError, "out", wanted, got)
     if out.dtype != states.dtype:
-        raise DTypeError(f"out: expected {states.dtype}, got {out.dtype}")
+        raise affine.refusal(DTypeError, "out", str(states.dtype), str(out.dtype))
     return out.copy_(states)
 
 
