@@ -5,7 +5,7 @@ use crate::exchange::Table;
 use crate::input::Data;
 use crate::interrupt::interrupt;
 use crate::layout::Layout;
-use crate::output::Target;
+use crate::output::{Target, count_write};
 use crate::state::StateBatch;
 use dlpark::versioned::Dlpack;
 use pyo3::intern;
@@ -94,14 +94,20 @@ impl Call<'_> {
         target: &mut Target,
     ) -> Result<(EncodeOptions, Encoded)> {
         self.check_target(&data, target)?;
-        target.count_write(py)?;
         let options = self.options(&data, target.stream);
-        let result = {
+        let (result, may_be_written) = {
             let (input, mut output) = (data.input(), target.output());
             let encode = || self.engine.encode_into(&input, self.spec, &mut output, &options);
-            self.run(py, &data, encode)
+            let result = self.run(py, &data, encode);
+            // What is refused is not begun.
+            let refused = || self.engine.plan_into(&input, self.spec, &output).is_err();
+            let may_be_written = result.is_ok() || !refused();
+            (result, may_be_written)
         };
         self.release(data, &options);
+        if may_be_written {
+            count_write(py, target.tensor.as_ref())?;
+        }
         let encoded = result?;
         if target.wait {
             py.detach(|| self.engine.synchronize())?;

@@ -48,10 +48,15 @@ pub(crate) fn encode_list(call: &Call<'_>, data: &Bound<'_, PyAny>) -> Result<St
     let py = data.py();
     let thresholds = Thresholds { max_samples: None, max_bytes: Some(usize::MAX) };
     let mut core = Core::new(call.engine.clone(), call.spec.clone(), options(call, &thresholds))?;
-    let items = data.try_iter().map_err(|_| {
-        let got = data.get_type().name().map_or_else(|_| String::new(), |name| name.to_string());
-        Error::invalid("data", "a sequence of arrays", got)
-    })?;
+    let items = match data.try_iter() {
+        Ok(items) => items,
+        Err(error) => {
+            refusal(py, error)?;
+            let name = data.get_type().name();
+            let got = name.map_or_else(|_| String::new(), |name| name.to_string());
+            return Err(Error::invalid("data", "a sequence of arrays", got).into());
+        }
+    };
     for (index, item) in items.enumerate() {
         let item = item?;
         if let Some(input) = plain_sample(&item) {

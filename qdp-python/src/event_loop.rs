@@ -6,7 +6,7 @@
 //! batch, it puts the results into the inbox, and has the loop call that where it was empty.
 
 use crate::errors::Failure;
-use crate::interrupt::{insist, raising, refusal};
+use crate::interrupt::{insist, raising, refusal, unless_handlers};
 use crate::state::StateBatch;
 use parking_lot::Mutex;
 use pyo3::exceptions::PyRuntimeError;
@@ -201,27 +201,39 @@ impl EventLoop {
         }
     }
 
-    /// Has the loop set the futures whose results are there.
-    fn wake(&self, py: Python<'_>) {
+    /// Has the loop set the futures whose results are there; false where it is closed.
+    fn wake(&self, py: Python<'_>) -> Option<bool> {
         let event_loop = self.inbox().event_loop.bind(py);
         let call = || {
             let called = event_loop.call_method1(intern!(py, "call_soon_threadsafe"), (&self.0,));
-            match called {
-                Err(error)
-                    if error.is_instance_of::<PyRuntimeError>(py)
-                        && event_loop.call_method0(intern!(py, "is_closed"))?.is_truthy()? =>
-                {
-                    Ok(false)
-                }
-                called => called.map(|_| true),
+            let Err(error) = called else { return Ok(true) };
+            let error = unless_handlers(py, error)?;
+            let closed = error.is_instance_of::<PyRuntimeError>(py)
+                && event_loop.call_method0(intern!(py, "is_closed"))?.is_truthy()?;
+            if closed { Ok(false) } else { Err(error) }
+        };
+        insist(py, call)
+    }
+
+    /// Nobody is left to wait for results.
+    fn forget_all(&self) {
+        let done = std::mem::take(&mut *self.inbox().done.lock());
+        for (token, _) in done.results {
+            self.forget(token);
+        }
+    }
+
+    /// Has another thread try, as it may be this one's stack that there is too little of.
+    fn wake_elsewhere(&self, py: Python<'_>) {
+        let own = Self(self.0.clone_ref(py));
+        let wake = move || {
+            let woken = Python::try_attach(|py| own.wake(py));
+            if woken.flatten() != Some(true) {
+                own.forget_all();
             }
         };
-        if insist(py, call) != Some(true) {
-            // Nobody is left to wait.
-            let done = std::mem::take(&mut *self.inbox().done.lock());
-            for (token, _) in done.results {
-                self.forget(token);
-            }
+        if std::thread::Builder::new().name("qdp-wake".to_owned()).spawn(wake).is_err() {
+            self.forget_all();
         }
     }
 }
@@ -234,7 +246,11 @@ impl Listener for EventLoop {
             std::mem::replace(&mut done.called, true)
         };
         if !called {
-            let _ = Python::try_attach(|py| self.wake(py));
+            let _ = Python::try_attach(|py| match self.wake(py) {
+                Some(true) => {}
+                Some(false) => self.forget_all(),
+                None => self.wake_elsewhere(py),
+            });
         }
     }
 

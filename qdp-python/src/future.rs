@@ -10,7 +10,7 @@
 use crate::call::Call;
 use crate::errors::{Failure, Result};
 use crate::input::Data;
-use crate::output::OwnedTarget;
+use crate::output::{OwnedTarget, count_write};
 use crate::state::StateBatch;
 use pyo3::exceptions::PyRuntimeError;
 use pyo3::intern;
@@ -43,7 +43,6 @@ pub(crate) fn encode_async<'py>(
     let options = call.options(&data, ready);
     if let Some(target) = &target {
         call.check_target(&data, target)?;
-        target.count_write(py)?;
     }
     let target = target.map(OwnedTarget::from);
     {
@@ -53,6 +52,8 @@ pub(crate) fn encode_async<'py>(
             None => call.engine.plan(&input, call.spec, call.precision)?,
         };
     }
+    // From now on, and again when it was written to.
+    count_write(py, target.as_ref().and_then(|target| target.tensor.as_ref()))?;
     let job = Job {
         engine: call.engine.clone(),
         spec: call.spec.clone(),
@@ -119,7 +120,8 @@ impl Job {
     fn run(self, in_flight: InFlight) {
         // Dropped last: nothing here needs the interpreter any more when it is gone.
         let _in_flight = in_flight;
-        let Self { engine, spec, options, input, target, stream, future } = self;
+        let Self { engine, spec, options, input, mut target, stream, future } = self;
+        let tensor = target.as_mut().and_then(|target| target.tensor.take());
         let result = (!CLOSED.load(Ordering::SeqCst))
             .then(|| catch(|| encode(&engine, &spec, &options, &input, target)));
         // Before anybody learns of the end.
@@ -127,6 +129,9 @@ impl Job {
         let settle = |py: Python<'_>| {
             drop((input, stream));
             let future = future.into_bound(py);
+            if let Err(error) = count_write(py, tensor.as_ref()) {
+                error.write_unraisable(py, Some(&future));
+            }
             let settled = match result {
                 None => future.call_method0(intern!(py, "_cancel_unstarted")),
                 Some(Ok(state)) => future.call_method1(intern!(py, "set_result"), (state,)),

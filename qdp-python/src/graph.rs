@@ -102,8 +102,8 @@ impl CaptureArgs<'_, '_> {
                 return SpecArgs { encoding: &encoding, ..self.spec }.parse();
             }
             let pair = item.extract::<(String, Bound<'_, PyDict>)>();
-            let (encoding, given) =
-                pair.map_err(|_| options::invalid("encoding", expected, &item))?;
+            let (encoding, given) = options::accepted(item.py(), pair)?
+                .ok_or_else(|| options::invalid("encoding", expected, &item))?;
             let known = ["rotation", "reps", "entanglement", "convention"];
             for name in given.keys() {
                 if !known.contains(&name.extract::<String>()?.as_str()) {
@@ -126,9 +126,8 @@ impl CaptureArgs<'_, '_> {
             }
             .parse()
         };
-        let items = self.encoding.try_iter();
-        items
-            .map_err(|_| options::invalid("encoding", expected, self.encoding))?
+        options::accepted(self.encoding.py(), self.encoding.try_iter())?
+            .ok_or_else(|| options::invalid("encoding", expected, self.encoding))?
             .map(parse)
             .collect()
     }
@@ -139,9 +138,8 @@ fn sizes(value: &Bound<'_, PyAny>) -> Result<Vec<usize>> {
     if value.hasattr(intern!(value.py(), "__index__"))? {
         return Ok(vec![size(value)?]);
     }
-    let items = value
-        .try_iter()
-        .map_err(|_| options::invalid("batch_size", "a positive integer or several", value))?;
+    let items = options::accepted(value.py(), value.try_iter())?
+        .ok_or_else(|| options::invalid("batch_size", "a positive integer or several", value))?;
     items.map(|item| size(&item?)).collect()
 }
 
@@ -171,7 +169,8 @@ fn input_specs(inputs: &Bound<'_, PyDict>) -> Result<Vec<(InputSpec, bool)>> {
         "names with a shape and an element type, such as {\"labels\": ((None,), \"int64\")}";
     let spec = |(name, value): (Bound<'_, PyAny>, Bound<'_, PyAny>)| {
         let pair = value.extract::<(Vec<Option<usize>>, Bound<'_, PyAny>)>();
-        let (shape, named) = pair.map_err(|_| options::invalid("inputs", expected, &value))?;
+        let (shape, named) = options::accepted(value.py(), pair)?
+            .ok_or_else(|| options::invalid("inputs", expected, &value))?;
         let (dtype, boolean) = element("inputs", &named)?;
         Ok((InputSpec { name: name.extract()?, shape, dtype }, boolean))
     };

@@ -1,6 +1,6 @@
 //! Python's signals in long calls of the core, and what their handlers raise.
 
-use pyo3::exceptions::{PyException, PyKeyboardInterrupt, PyMemoryError};
+use pyo3::exceptions::{PyException, PyKeyboardInterrupt, PyMemoryError, PyRecursionError};
 use pyo3::prelude::*;
 use pyo3::sync::PyOnceLock;
 use qdp_core::Error;
@@ -51,24 +51,37 @@ pub(crate) fn raised() -> PyErr {
     RAISED.take().unwrap_or_else(|| PyKeyboardInterrupt::new_err(()))
 }
 
-/// As if raised while the one before it was handled: at the end of its contexts.
+/// Keeps what a handler raised for the call in progress.
 fn add(py: Python<'_>, raised: PyErr) {
-    /// Contexts may go in a circle.
-    const MAX_CONTEXTS: usize = 1000;
-    if let Some(before) = RAISED.take() {
-        let mut last = raised.clone_ref(py);
-        for _ in 0..MAX_CONTEXTS {
-            if last.value(py).is(before.value(py)) {
-                break;
-            }
-            let Some(context) = last.context(py) else {
-                last.set_context(py, Some(before));
-                break;
-            };
-            last = context;
-        }
-    }
+    let raised = match RAISED.take() {
+        Some(before) => after(py, raised, before),
+        None => raised,
+    };
     RAISED.set(Some(raised));
+}
+
+/// An exception as if raised while another was handled, which goes to the end of its contexts.
+fn after(py: Python<'_>, raised: PyErr, before: PyErr) -> PyErr {
+    /// Of somebody else's making, contexts may go in a circle.
+    const MAX_CONTEXTS: usize = 1000;
+    let contexts = |error: &PyErr| {
+        let first = Some(error.clone_ref(py));
+        std::iter::successors(first, |error| error.context(py)).take(MAX_CONTEXTS)
+    };
+    let known = |among: &PyErr, error: &PyErr| {
+        contexts(among).any(|other| other.value(py).is(error.value(py)))
+    };
+    // Objects that are raised again may have each other already.
+    if known(&before, &raised) {
+        return before;
+    }
+    if !known(&raised, &before)
+        && let Some(last) = contexts(&raised).last()
+        && last.context(py).is_none()
+    {
+        last.set_context(py, Some(before));
+    }
+    raised
 }
 
 /// Runs what tells others of their results, which signals' handlers may interrupt ([`insist`]).
@@ -114,7 +127,7 @@ pub(crate) fn insist<T>(py: Python<'_>, attempt: impl Fn() -> PyResult<T>) -> Op
 }
 
 /// An exception again; fails with one that a signal's handler raised.
-fn unless_handlers(py: Python<'_>, error: PyErr) -> PyResult<PyErr> {
+pub(crate) fn unless_handlers(py: Python<'_>, error: PyErr) -> PyResult<PyErr> {
     static FUNCTION: PyOnceLock<Py<PyAny>> = PyOnceLock::new();
     let answer = aside(|| {
         let function = FUNCTION.import(py, "qdp._signals", "raised_by_handler")?;
@@ -123,11 +136,15 @@ fn unless_handlers(py: Python<'_>, error: PyErr) -> PyResult<PyErr> {
     match answer {
         Ok(false) => Ok(error),
         Ok(true) => Err(error),
-        // Another handler, meanwhile.
-        Err(raised) => {
-            raised.set_context(py, Some(error));
-            Err(raised)
+        // There is too little left of something to tell.
+        Err(raised)
+            if raised.is_instance_of::<PyRecursionError>(py)
+                || raised.is_instance_of::<PyMemoryError>(py) =>
+        {
+            Ok(error)
         }
+        // Another handler, meanwhile.
+        Err(raised) => Err(after(py, raised, error)),
     }
 }
 

@@ -66,6 +66,8 @@ mod _qdp {
     #[pymodule_init]
     fn init(module: &Bound<'_, PyModule>) -> PyResult<()> {
         let py = module.py();
+        // Looked up now: where a signal's handler raises, the crate panics.
+        numpy::dtype::<f64>(py);
         module.add("__version__", env!("CARGO_PKG_VERSION"))?;
         dlpark::python::install_exchange_api::<StateBatch>(py)?;
         // Asynchronous work ends before the interpreter does. Destructors that run later than this

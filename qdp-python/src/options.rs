@@ -1,6 +1,7 @@
 //! Arguments of the public functions, from Python values to the core's types.
 
 use crate::errors::{Failure, Result};
+use crate::interrupt::refusal;
 use pyo3::exceptions::PyOverflowError;
 use pyo3::intern;
 use pyo3::prelude::*;
@@ -98,11 +99,20 @@ fn integer<T: TryFrom<i64> + PartialOrd>(
     range: std::ops::RangeInclusive<T>,
     value: &Bound<'_, PyAny>,
 ) -> Result<T> {
-    let number = if value.is_instance_of::<PyBool>() { None } else { value.extract::<i64>().ok() };
+    let boolean = value.is_instance_of::<PyBool>();
+    let number = if boolean { None } else { accepted(value.py(), value.extract::<i64>())? };
     number
         .and_then(|number| T::try_from(number).ok())
         .filter(|number| range.contains(number))
         .ok_or_else(|| invalid(argument, &expected(), value))
+}
+
+/// What Python code made of a value; `None` where it [refused](refusal) it.
+pub(crate) fn accepted<T>(py: Python<'_>, answer: PyResult<T>) -> PyResult<Option<T>> {
+    match answer {
+        Ok(value) => Ok(Some(value)),
+        Err(error) => refusal(py, error).map(|_| None),
+    }
 }
 
 pub(crate) fn invalid(argument: &'static str, expected: &str, got: &Bound<'_, PyAny>) -> Failure {
@@ -170,10 +180,14 @@ fn entanglement(value: &Bound<'_, PyAny>) -> Result<Entanglement> {
         let qubit = |q| integer("entanglement", || expected.into(), 0..=EncodeSpec::MAX_QUBITS, q);
         Ok((qubit(j)?, qubit(k)?))
     };
-    let items = value.try_iter().map_err(|_| invalid("entanglement", expected, value))?;
+    let refused = |error| match refusal(value.py(), error) {
+        Ok(_) => invalid("entanglement", expected, value),
+        Err(other) => other.into(),
+    };
+    let items = value.try_iter().map_err(refused)?;
     let pairs = items.map(pair).collect::<Result<Vec<_>>>().map_err(|failure| match failure {
         Failure::Core(error) => error.into(),
-        Failure::Python(_) => invalid("entanglement", expected, value),
+        Failure::Python(error) => refused(error),
     })?;
     Ok(Entanglement::Pairs(pairs))
 }

@@ -23,8 +23,8 @@ pub(crate) struct Target {
     pub(crate) stream: Option<RawStream>,
     /// Nobody said which stream uses the array next, so the host has to wait for the result.
     pub(crate) wait: bool,
-    /// Torch's, which counts what is written to it.
-    tensor: Option<Py<PyAny>>,
+    /// Torch's, which counts what is written to it ([`count_write`]).
+    pub(crate) tensor: Option<Py<PyAny>>,
     /// What keeps the memory, for as long as somebody may read the result.
     owner: Box<dyn Send + Sync>,
 }
@@ -80,16 +80,6 @@ impl Target {
         Ok(Self { layout, precision, stream: ready, wait, tensor, owner })
     }
 
-    /// Has autograd know that the array is written to, as torch's own operators do: what saved it
-    /// for a gradient before refuses to use it.
-    pub(crate) fn count_write(&self, py: Python<'_>) -> PyResult<()> {
-        static FUNCTION: PyOnceLock<Py<PyAny>> = PyOnceLock::new();
-        if let Some(tensor) = &self.tensor {
-            FUNCTION.import(py, "torch.autograd.graph", "increment_version")?.call1((tensor,))?;
-        }
-        Ok(())
-    }
-
     /// The array as the core writes it.
     pub(crate) fn output(&mut self) -> Output<'_> {
         // SAFETY: the layout came from a producer that vouches for it; it is writable, aligned, and
@@ -109,16 +99,27 @@ pub(crate) struct OwnedTarget {
     pub(crate) output: Output<'static>,
     pub(crate) single: bool,
     pub(crate) wait: bool,
+    pub(crate) tensor: Option<Py<PyAny>>,
     pub(crate) owner: Box<dyn Send + Sync>,
 }
 
 impl From<Target> for OwnedTarget {
     fn from(target: Target) -> Self {
-        let Target { layout, precision, wait, owner, .. } = target;
+        let Target { layout, precision, wait, tensor, owner, .. } = target;
         // SAFETY: as in `Target::output`; the owner goes along.
         let output = unsafe { layout.output(precision) };
-        Self { output, single: layout.single, wait, owner }
+        Self { output, single: layout.single, wait, tensor, owner }
     }
+}
+
+/// Has autograd know that a tensor was written to, as torch's own operators do: what saved it for a
+/// gradient before refuses to use it.
+pub(crate) fn count_write(py: Python<'_>, tensor: Option<&Py<PyAny>>) -> PyResult<()> {
+    static FUNCTION: PyOnceLock<Py<PyAny>> = PyOnceLock::new();
+    if let Some(tensor) = tensor {
+        FUNCTION.import(py, "torch.autograd.graph", "increment_version")?.call1((tensor,))?;
+    }
+    Ok(())
 }
 
 fn numpy_layout(array: &Bound<'_, PyUntypedArray>) -> Result<Layout> {

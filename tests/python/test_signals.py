@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pytest
 import qdp
-from test_batcher import N, run, samples
+from test_batcher import N, run, samples, wait_for
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -37,9 +37,24 @@ class Handler:
             raise self.to_raise.pop(0)
 
 
-def kinds(handler: Handler) -> list[Any]:
-    """What a handler may be."""
-    return [handler, handler.__call__, functools.partial(handler), lambda *_: handler()]
+def once(handler: Handler) -> Any:
+    """A handler that is gone when it raises."""
+
+    def run(number: int, frame: Any) -> None:
+        signal.signal(number, signal.SIG_IGN)
+        handler(number, frame)
+
+    return run
+
+
+#: What a handler may be.
+KINDS: dict[str, Callable[[Handler], Any]] = {
+    "object": lambda handler: handler,
+    "method": lambda handler: handler.__call__,
+    "partial": functools.partial,
+    "lambda": lambda handler: lambda *_: handler(),
+    "once": once,
+}
 
 
 def ring() -> None:
@@ -88,14 +103,15 @@ class TestData:
     def test_it_is_no_error_of_the_data(
         self, way: str, kind: type[BaseException], handler: Handler, cpu: qdp.Engine
     ) -> None:
-        for number in range(4):
-            signal.signal(signal.SIGUSR1, kinds(handler)[number])
+        for make in KINDS.values():
+            signal.signal(signal.SIGUSR1, make(handler))
             handler.to_raise = [kind("away")]
             with pytest.raises(kind, match="away") as raised:
                 WAYS[way](cpu)
             assert type(raised.value) is kind
+        signal.signal(signal.SIGUSR1, handler)
         WAYS[way](cpu)
-        assert handler.ran == 5
+        assert handler.ran == len(KINDS) + 1
 
     def test_what_the_data_raises_is(self, handler: Handler, cpu: qdp.Engine) -> None:
         class Wrong:
@@ -106,6 +122,30 @@ class TestData:
         with pytest.raises(qdp.InvalidArgumentError, match="of the data's own") as raised:
             cpu.encode(Wrong(), N, "angle")
         assert type(raised.value.__cause__) is AlarmError
+
+    def test_arguments(self, handler: Handler, cpu: qdp.Engine) -> None:
+        class Index:
+            def __index__(self) -> int:
+                ring()
+                return 2
+
+        class Items:
+            def __iter__(self) -> Any:
+                ring()
+                return iter([(0, 1)])
+
+        engine: Any = cpu
+        calls: list[Callable[[], Any]] = [
+            lambda: engine.encode(np.ones(2), Index(), "angle"),
+            lambda: engine.encode(np.ones(2), 2, "zz", reps=Index()),
+            lambda: engine.encode(np.ones(2), 2, "zz", entanglement=Items()),
+            lambda: engine.encode_list(Items(), 2, "angle"),
+        ]
+        for call in calls:
+            handler.to_raise = [AlarmError()]
+            with pytest.raises(AlarmError):
+                call()
+            call()
 
     def test_memory_that_runs_out_is_not(self, cpu: qdp.Engine) -> None:
         class Large:
@@ -264,8 +304,46 @@ class TestOthers:
             for thread in threads:
                 thread.join()
         event_loop.close()
-        assert [str(error) for error in lost] == ["the loop's own"]
+        wait_for(lambda: len(lost) == 2)  # by the caller, and by a thread that tried again
+        assert {str(error) for error in lost} == {"the loop's own"}
         assert not future.done()
+
+    def test_a_closed_loop_hides_no_signal(
+        self, handler: Handler, event_loop: Loop, cpu: qdp.Engine
+    ) -> None:
+        """A closed loop raises a RuntimeError, and so may a handler."""
+        with cpu.batcher(N) as batcher:
+            batcher.submit(event_loop, samples(1)[0])
+            event_loop.close()
+            event_loop.rings = 1
+            handler.to_raise = [RuntimeError("the handler's")]
+            with pytest.raises(RuntimeError, match="the handler's"):
+                batcher.encode(samples(1)[0])
+
+    def test_a_deep_stack_is_not_the_loops(
+        self, cpu: qdp.Engine, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """A caller that has no stack left for another's loop leaves it to somebody who has."""
+        lost: list[Any] = []
+        monkeypatch.setattr(sys, "unraisablehook", lost.append)
+        main = threading.get_ident()
+
+        class Deep(Loop):
+            def call_soon_threadsafe(  # type: ignore[override]
+                self, callback: Any, *args: Any, **kwargs: Any
+            ) -> Any:
+                if type(callback).__name__ == "Inbox" and threading.get_ident() == main:
+                    raise RecursionError
+                return super().call_soon_threadsafe(callback, *args, **kwargs)
+
+        event_loop = Deep()
+        with cpu.batcher(N) as batcher:
+            future, _ = batcher.submit(event_loop, samples(1)[0])
+            batcher.encode(samples(1)[0])
+            states = event_loop.run_until_complete(asyncio.wait_for(future, 20))
+        event_loop.close()
+        assert states.shape == (1, 2**N)
+        assert [error.exc_type for error in lost] == [RecursionError]
 
     def test_a_loop_that_is_gone_is_in_nobodys_way(self, cpu: qdp.Engine) -> None:
         class Gone(Loop):

@@ -103,6 +103,23 @@ def test_autograd_knows_of_out(device: str) -> None:
             loss.backward()
 
 
+def test_what_is_not_written_is_not_counted(device: str) -> None:
+    t = torch.from_numpy(X).to(device)
+    out = torch.ones(3, 64, dtype=torch.complex128, device=device)
+    engine = qdp.Engine(device)
+    for call in (
+        lambda: qdp.torch.encode(t, 6, "phase", out=out),
+        lambda: engine.encode(t, 6, "phase", out=out),
+        lambda: engine.encode_async(t, 6, "phase", out=out),
+    ):
+        with pytest.raises(qdp.ShapeError):
+            call()
+    assert out._version == 0
+    with pytest.raises(qdp.NonFiniteError):
+        qdp.torch.encode(t[:3] * torch.inf, 6, "phase", out=out, validate="now")
+    assert out._version > 0
+
+
 def test_out_that_requires_grad_is_refused(device: str) -> None:
     out = torch.zeros(4, 64, dtype=torch.complex128, device=device, requires_grad=True)
     with pytest.raises(qdp.QdpError):
