@@ -117,7 +117,9 @@ impl BatcherCore {
             return Err(Error::DeadlineExceeded.into());
         }
         let (engine, precision) = (self.batcher.engine(), self.precision);
-        Call { engine, spec, precision, stream: None, validate_now: true }.encode_to(py, data, None)
+        let (validate_now, leave_overdue) = (true, true);
+        let call = Call { engine, spec, precision, stream: None, validate_now, leave_overdue };
+        call.encode_to(py, data, None)
     }
 }
 

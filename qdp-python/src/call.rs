@@ -20,6 +20,8 @@ pub(crate) struct Call<'a> {
     pub(crate) precision: Option<Precision>,
     pub(crate) stream: Option<RawStream>,
     pub(crate) validate_now: bool,
+    /// See [`EncodeOptions::leave_overdue`].
+    pub(crate) leave_overdue: bool,
 }
 
 impl Call<'_> {
@@ -202,6 +204,7 @@ impl Call<'_> {
             stream: self.stream.or(data.stream).or(out),
             validate_now: self.validate_now,
             interrupt: Some(interrupt),
+            leave_overdue: self.leave_overdue,
         }
     }
 

@@ -37,6 +37,7 @@ fn options(call: &Call<'_>, thresholds: &Thresholds) -> CoalesceOptions {
             stream: call.stream,
             validate_now: call.validate_now,
             interrupt: Some(interrupt),
+            ..EncodeOptions::default()
         },
         max_samples: thresholds.max_samples.unwrap_or(usual.max_samples),
         max_bytes: thresholds.max_bytes.unwrap_or(usual.max_bytes),

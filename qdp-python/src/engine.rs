@@ -77,6 +77,7 @@ impl Engine {
             precision: self.precision,
             stream: options::stream_for(&self.engine, stream)?,
             validate_now: options::validate_now(validate)?,
+            leave_overdue: false,
         })
     }
 }

@@ -65,6 +65,7 @@ impl Plan {
             precision: self.precision,
             stream: options::stream_for(&self.engine, stream)?,
             validate_now: options::validate_now(validate)?,
+            leave_overdue: false,
         };
         call.encode(data, out)
     }
@@ -83,6 +84,7 @@ impl Plan {
             precision: self.precision,
             stream: None,
             validate_now: options::validate_now(validate)?,
+            leave_overdue: false,
         };
         match tensor::borrow(data)? {
             Borrowed::Values(values) => tensor::encode(&call, values, data, out),

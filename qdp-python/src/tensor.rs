@@ -157,7 +157,8 @@ fn encode_values<'py>(
     };
     let engine = shared(device)?;
     let Parsed { ref spec, precision, validate_now } = *parsed;
-    encode(&Call { engine, spec, precision, stream: None, validate_now }, borrowed, x, out)
+    let call = Call { engine, spec, precision, stream: None, validate_now, leave_overdue: false };
+    encode(&call, borrowed, x, out)
 }
 
 /// Lower than any address that a tensor's values have: a tensor that another one stands for may

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import gc
 import sys
 import threading
@@ -278,11 +279,40 @@ class TestIsolation:
     def test_bad_data_on_the_device(self, gpu: qdp.Engine, torch: Any) -> None:
         x = torch.randn(3, 8, device="cuda")
         x[1, 2] = torch.nan
+        handles = []
         with gpu.coalesce(3) as batch:
-            handles = [batch.submit(row) for row in x]
+            for row in (*x, x[0].cpu(), x[2]):
+                handles.append(batch.submit(row))
+                torch.cuda.synchronize()  # what is wrong is known by the next request
         with pytest.raises(qdp.NonFiniteError):
             handles[1].result().numpy()
-        assert abs(np.linalg.norm(handles[2].result().numpy()) - 1) < 1e-6
+        for good in (0, 2, 3, 4):
+            assert abs(np.linalg.norm(handles[good].result().numpy()) - 1) < 1e-6
+
+    @pytest.mark.gpu
+    def test_bad_data_of_other_calls(self, gpu: qdp.Engine, torch: Any) -> None:
+        """It is raised where no request is to blame, and not lost."""
+        bad, good = torch.full((8,), torch.nan, device="cuda"), torch.ones(8, device="cuda")
+
+        def known() -> None:
+            gpu.encode(bad, 3)
+            torch.cuda.synchronize()
+
+        known()
+        with pytest.raises(qdp.NonFiniteError):
+            gpu.coalesce(3)
+        with gpu.coalesce(3) as batch:
+            known()
+            handles = [batch.submit(good), batch.submit(np.ones(8))]
+        with gpu.batcher(3) as batcher:
+            results = [batcher.encode(good), batcher.encode(np.ones(8))]
+            results.append(asyncio.run(batcher.encode_async(np.ones(8))))
+        results += [handle.result() for handle in handles]
+        for result in results:
+            assert abs(np.linalg.norm(result.numpy()) - 1) < 1e-6
+        with pytest.raises(qdp.NonFiniteError):
+            gpu.check()
+        gpu.check()
 
 
 class TestScope:

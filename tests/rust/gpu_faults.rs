@@ -275,6 +275,7 @@ const DOUBLE: EncodeOptions = EncodeOptions {
     stream: None,
     validate_now: false,
     interrupt: None,
+    leave_overdue: false,
 };
 
 fn on(stream: RawStream) -> EncodeOptions {

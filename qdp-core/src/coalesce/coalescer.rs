@@ -104,6 +104,9 @@ impl<K> Coalescer<K> {
     /// [`Error::InvalidArgument`] for thresholds of zero.
     pub fn new(engine: Engine, spec: EncodeSpec, options: CoalesceOptions) -> Result<Self> {
         options.validate()?;
+        engine.raise_overdue()?; // now, as later it would be some request's
+        let encode = EncodeOptions { leave_overdue: true, ..options.encode };
+        let options = CoalesceOptions { encode, ..options };
         Ok(Self {
             engine,
             spec,

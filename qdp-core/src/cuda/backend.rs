@@ -184,7 +184,7 @@ impl CudaBackend {
                 hint: "encode a torch tensor, or pass out=",
             });
         }
-        self.start_call()?;
+        self.start_call(options.leave_overdue)?;
         let bytes = self.result_bytes(plan, input.batch())?;
         let buffer = self.allocate_for(bytes, stream)?;
         let dim = plan.spec().dim();
@@ -206,7 +206,7 @@ impl CudaBackend {
             let got = format!("address {:p}", output.as_mut_ptr());
             return Err(Error::invalid("out", expected, got));
         }
-        self.start_call()?;
+        self.start_call(options.leave_overdue)?;
         let stream = options.stream.unwrap_or(self.stream());
         let target = (output.as_mut_ptr() as u64, output.row_stride() as u64);
         self.encode_to(plan, input, target, stream, options)
@@ -231,12 +231,13 @@ impl CudaBackend {
         DeviceStates::new(Arc::clone(self), buffer, encoded.ready(), encoded.ticket)
     }
 
-    /// What every call does first: raise what is overdue, let go of what is done with.
-    pub(super) fn start_call(&self) -> Result<()> {
+    /// What every call does first: raise what is overdue, if it does not leave that, and let go of
+    /// what is done with.
+    pub(crate) fn start_call(&self, leave_overdue: bool) -> Result<()> {
         if let Some(error) = self.context.take_drop_failure() {
             return Err(error);
         }
-        if let Some(error) = self.board.take()? {
+        if !leave_overdue && let Some(error) = self.board.take()? {
             return Err(error);
         }
         self.release_done();

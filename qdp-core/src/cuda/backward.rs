@@ -21,7 +21,7 @@ impl CudaBackend {
         gradient: &mut Gradient<'_>,
         options: &EncodeOptions,
     ) -> Result<()> {
-        self.start_call()?;
+        self.start_call(false)?;
         if input.batch() == 0 {
             return Ok(());
         }

@@ -192,7 +192,7 @@ impl CudaBackend {
     ) -> Result<(DeviceStates, Reading)> {
         let (stream, features) = (self.stream(), plan.features());
         let bytes = batch * features * plan.dtype().size();
-        self.start_call()?;
+        self.start_call(true)?; // checked by others, for others
         let output = self.allocate(self.result_bytes(plan, batch)?)?;
         let values = self.allocate(bytes)?;
         let enqueue = || {

@@ -107,7 +107,7 @@ impl Replayer {
         others: &[Input<'_>],
         stream: Option<RawStream>,
     ) -> Result<Replayed> {
-        self.backend.start_call()?;
+        self.backend.start_call(false)?;
         let launch = self.launch(input, stream)?;
         let free = self.take_slot(Slot::is_free);
         // Where everything is held, it never changes for those who hold it.
@@ -122,7 +122,7 @@ impl Replayer {
         others: &[Input<'_>],
         stream: Option<RawStream>,
     ) -> Result<Option<Replayed>> {
-        self.backend.start_call()?;
+        self.backend.start_call(false)?;
         let launch = self.launch(input, stream)?;
         // Of those that are free, the one longest unused is the first to be done.
         let ready = |slot: &mut Slot| slot.memory.is_some() && slot.is_done().unwrap_or(false);

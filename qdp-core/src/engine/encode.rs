@@ -29,6 +29,9 @@ pub struct EncodeOptions {
     /// Asked by a long call now and then, on the thread that made it, whether to go on: an error
     /// ([`Error::Interrupted`]) ends the call.
     pub interrupt: Option<fn() -> Result<()>>,
+    /// Leave what deferred validation has found in earlier encodes to other calls, as it is not
+    /// about what whoever asked for this one gave.
+    pub leave_overdue: bool,
 }
 
 impl Engine {

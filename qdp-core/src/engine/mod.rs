@@ -124,6 +124,14 @@ impl Engine {
         }
     }
 
+    /// [`Engine::check`] without waiting: what was found by now.
+    pub(crate) fn raise_overdue(&self) -> Result<()> {
+        match &self.shared.backend {
+            Backend::Cpu => Ok(()),
+            Backend::Cuda(cuda) => cuda.start_call(false),
+        }
+    }
+
     /// Waits until everything that the engine enqueued on its own stream is done.
     pub fn synchronize(&self) -> Result<()> {
         match &self.shared.backend {

@@ -202,6 +202,7 @@ impl Batcher {
                 interrupt: options.interrupt,
                 validate_now: true,
                 stream: None,
+                leave_overdue: true,
             };
             self.engine().encode_with(input, spec, &options)
         };
@@ -329,6 +330,7 @@ impl Batcher {
         let encode_options = EncodeOptions {
             precision: options.precision,
             validate_now: true,
+            leave_overdue: true,
             ..EncodeOptions::default()
         };
         let (engine, spec, deadline) = (self.engine().clone(), spec.clone(), options.deadline);

@@ -142,8 +142,11 @@ impl Work for BatchWork {
 
     fn run(&self, Key(plan): &Key, buffer: &Arc<Rows>, rows: usize, gather: bool) -> Output {
         let _inside = Inside::enter(self);
-        let options =
-            EncodeOptions { precision: Some(plan.precision()), ..EncodeOptions::default() };
+        let options = EncodeOptions {
+            precision: Some(plan.precision()),
+            leave_overdue: true,
+            ..EncodeOptions::default()
+        };
         // SAFETY: the protocol runs a batch once all of its rows are written, and it is recycled
         // before they are written again, which waits until they were read.
         let unwaited = catch(|| unsafe { buffer.encode(&self.engine, plan, rows) }.transpose());
@@ -162,11 +165,6 @@ impl Work for BatchWork {
             })
         };
         let mut states = encode();
-        if states.as_ref().is_err_and(|error| error.sample().is_some()) {
-            // The rows were checked, so this may be about device input of another call of the
-            // engine, which is raised by whichever call is next.
-            states = encode();
-        }
         let mut refused: Vec<(usize, Error)> = Vec::new();
         while let Err(error) = &states
             && let Some(row) = error.sample()
