@@ -294,6 +294,26 @@ def test_out(tile: Any, tmp_path: Any, device: str) -> None:
         np.testing.assert_allclose(alone, qdp.gram(x, encoding=encoding), rtol=0, atol=1e-13)
 
 
+def test_out_without_values() -> None:
+    """As where torch traces a program."""
+    torch = pytest.importorskip("torch", exc_type=ImportError)
+    from torch._subclasses.fake_tensor import FakeTensorMode
+
+    with FakeTensorMode():
+        out = torch.empty(5, 5)
+        assert qdp.gram(torch.empty(5, 3), encoding="zz", out=out) is out
+
+
+def test_no_gradients_of_batched_gradients() -> None:
+    """Torch would lose them."""
+    torch = pytest.importorskip("torch", exc_type=ImportError)
+    x = torch.rand(3, 2, dtype=torch.float64, requires_grad=True)
+    many = torch.rand(4, 3, 3, dtype=torch.float64)
+    result = qdp.gram(x, encoding="angle")
+    with pytest.raises(RuntimeError, match="batched gradients"):
+        torch.autograd.grad(result, x, many, is_grads_batched=True, create_graph=True)
+
+
 def test_out_is_apart_from_the_samples(device: str) -> None:
     torch = pytest.importorskip("torch", exc_type=ImportError)
     memory = np.random.default_rng(7).normal(size=100)
@@ -309,10 +329,13 @@ def test_out_is_apart_from_the_samples(device: str) -> None:
             qdp.gram(square, out=square)
         with pytest.raises(qdp.InvalidArgumentError, match="apart from x's"):
             qdp.gram(square.T, encoding="angle", out=square)
-        # As encode does it, the gaps count as well.
-        columns = whole.reshape(10, 10)[:5]
+        # Columns of one matrix have no byte in common.
+        columns = whole.reshape(10, 10)[5:]
+        again = qdp.gram(columns[:, :4], encoding="angle")
+        beside = qdp.gram(columns[:, :4], encoding="angle", out=columns[:, 5:])
+        assert beside.tolist() == again.tolist()
         with pytest.raises(qdp.InvalidArgumentError, match="apart from x's"):
-            qdp.gram(columns[:, :4], encoding="angle", out=columns[:, 5:])
+            qdp.gram(columns[:, :4], encoding="angle", out=columns[:, 3:8])
         want = qdp.gram(x, y, encoding="angle")
         beside = qdp.gram(x, y, encoding="angle", out=whole[40:65].reshape(5, 5))
         assert beside.tolist() == want.tolist()

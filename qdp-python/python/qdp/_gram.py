@@ -313,8 +313,16 @@ class NumPy:
         return np.empty((rows, columns), self.dtype)
 
     def overlap(self, out: Any, data: Any) -> bool:
-        """Whether memory from the first byte to the last overlaps."""
-        return np.may_share_memory(out, np.asarray(data))
+        """Whether a result and samples may have bytes in common."""
+        return may_overlap(out, np.asarray(data))
+
+
+def may_overlap(a: Any, b: Any) -> bool:
+    """Whether arrays have bytes in common, or that is too hard to say."""
+    try:
+        return bool(np.shares_memory(a, b, max_work=1000))  # type: ignore[arg-type]
+    except np.exceptions.TooHardError:
+        return True
 
 
 def index_error(sample: int, num_qubits: int) -> BasisValueError:

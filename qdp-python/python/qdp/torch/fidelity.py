@@ -5,12 +5,13 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
 
 from qdp import _gram, _qdp
 from qdp.exceptions import DeviceMismatchError, DTypeError
 from qdp.torch.affine import refusal
-from qdp.torch.function import is_dual, states_dtype
+from qdp.torch.function import has_values, is_dual, states_dtype
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -104,17 +105,23 @@ class Torch:
         return torch.empty(rows, columns, dtype=self.dtype, device=self.device)
 
     def overlap(self, out: Tensor, data: Tensor) -> bool:
-        """Whether memory from the first byte to the last overlaps."""
-        a, b = extent(out), extent(data)
-        return out.device == data.device and a.start < b.stop and b.start < a.stop
+        """Whether a result and samples may have bytes in common."""
+        if out.device != data.device or not (has_values(out) and has_values(data)):
+            return False
+        return _gram.may_overlap(np.asarray(Addresses(out)), np.asarray(Addresses(data)))
 
 
-def extent(x: Tensor) -> range:
-    """The addresses of a tensor's bytes, and of those in the gaps between them."""
-    if x.is_meta or x.numel() == 0:
-        return range(0)
-    last = sum((size - 1) * stride for size, stride in zip(x.shape, x.stride(), strict=True))
-    return range(x.data_ptr(), x.data_ptr() + (last + 1) * x.itemsize)
+class Addresses:
+    """Where a tensor's elements lie, as an array whose values nobody may read."""
+
+    def __init__(self, x: Tensor) -> None:
+        self.__array_interface__ = {
+            "data": (x.data_ptr(), True),
+            "shape": tuple(x.shape),
+            "strides": tuple(stride * x.itemsize for stride in x.stride()),
+            "typestr": f"|V{x.itemsize}",
+            "version": 3,
+        }
 
 
 def refuse_transforms(data: Tensor) -> None:
@@ -124,6 +131,16 @@ def refuse_transforms(data: Tensor) -> None:
         raise RuntimeError(
             "qdp.gram has gradients by torch.autograd, and no rule for the transforms of "
             "torch.func (grad, jvp, vmap) or forward-mode differentiation"
+        )
+
+
+def refuse_gradient(grad: Tensor) -> None:
+    """Refuse what there are no gradients by: torch would lose those of many that it maps over."""
+    refuse_transforms(grad)
+    if is_mapped(grad) and torch.is_grad_enabled():
+        raise RuntimeError(
+            "qdp.gram has no gradients of batched gradients (is_grads_batched or vectorize, with "
+            "create_graph): take them one after the other"
         )
 
 
@@ -168,7 +185,8 @@ class Product(torch.autograd.Function):
     That switch is read and not touched, as other threads multiply meanwhile. Where it is on, the
     factors are split into numbers that the shorter type holds: their products are exact, and sums
     are in float32. Gradients, of any order, are such products too, whenever they are asked for;
-    where torch maps over them, which it cannot with a number's bits, they are products in double.
+    where torch maps over the last of them, which it cannot with a number's bits, they are products
+    in double.
     """
 
     @staticmethod
@@ -192,7 +210,7 @@ class Product(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, Tensor | None]:
         """The gradients by the factors."""
-        refuse_transforms(grad)
+        refuse_gradient(grad)
         a, b = ctx.saved_tensors
         wanted = ctx.needs_input_grad
         by_a = Product.apply(grad, b.mH) if wanted[0] else None
@@ -246,7 +264,7 @@ class Gram(torch.autograd.Function):
         """The gradients by the samples, a block at a time. ``grad`` may be many that torch maps
         over (``is_grads_batched``), of which new tensors are made that may be so, too.
         """
-        refuse_transforms(grad)
+        refuse_gradient(grad)
         x, y = ctx.saved_tensors
         kernel, tile = ctx.kernel, ctx.tile
         if torch.is_grad_enabled():

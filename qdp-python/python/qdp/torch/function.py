@@ -307,7 +307,7 @@ def pulled_back(
     function: Callable[..., Tensor], cotangent: Tensor, *tensors: Tensor
 ) -> tuple[Tensor, ...]:
     """The gradients by a function's tensors, given that by its result."""
-    # Compiled code has no such hooks, and the compiler knows no way to ask for them.
+    # Dynamo cannot trace that, and what it makes of this is run without such hooks.
     with nullcontext() if torch.compiler.is_dynamo_compiling() else hooks_aside():
         _, pullback, *_ = torch.func.vjp(function, *tensors)
         gradients: tuple[Tensor, ...] = pullback(cotangent)
@@ -321,10 +321,10 @@ def hooks_aside() -> Iterator[None]:
     """
     hooks: Any = torch._C._autograd  # noqa: SLF001
     aside = []
-    while (pair := hooks._top_saved_tensors_default_hooks(True)) is not None:  # noqa: SLF001
-        aside.append(pair)
-        hooks._pop_saved_tensors_default_hooks()  # noqa: SLF001
     try:
+        while (pair := hooks._top_saved_tensors_default_hooks(True)) is not None:  # noqa: SLF001
+            aside.append(pair)
+            hooks._pop_saved_tensors_default_hooks()  # noqa: SLF001
         yield
     finally:
         for pair in reversed(aside):
