@@ -304,14 +304,23 @@ def test_out_without_values() -> None:
         assert qdp.gram(torch.empty(5, 3), encoding="zz", out=out) is out
 
 
-def test_no_gradients_of_batched_gradients() -> None:
-    """Torch would lose them."""
+@pytest.mark.parametrize("encoding", ["amplitude", "angle", "zz"])
+def test_gradients_of_batched_gradients(encoding: str, device: str) -> None:
     torch = pytest.importorskip("torch", exc_type=ImportError)
-    x = torch.rand(3, 2, dtype=torch.float64, requires_grad=True)
-    many = torch.rand(4, 3, 3, dtype=torch.float64)
-    result = qdp.gram(x, encoding="angle")
-    with pytest.raises(RuntimeError, match="batched gradients"):
-        torch.autograd.grad(result, x, many, is_grads_batched=True, create_graph=True)
+    x = torch.rand(3, 2, dtype=torch.float64, device=device, requires_grad=True)
+    many = torch.rand(4, 3, 3, dtype=torch.float64, device=device)
+
+    def derivatives(*, batched: bool) -> list[Any]:
+        result = qdp.gram(x, encoding=encoding)
+
+        def gradient(weights: Any) -> Any:
+            options = {"create_graph": True, "is_grads_batched": batched}
+            return torch.autograd.grad(result, x, weights, **options)[0]
+
+        first = gradient(many) if batched else torch.stack([gradient(w) for w in many])
+        return [first, *torch.autograd.grad(first.square().sum(), x)]
+
+    torch.testing.assert_close(derivatives(batched=True), derivatives(batched=False))
 
 
 def test_out_is_apart_from_the_samples(device: str) -> None:

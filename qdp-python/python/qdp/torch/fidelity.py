@@ -134,16 +134,6 @@ def refuse_transforms(data: Tensor) -> None:
         )
 
 
-def refuse_gradient(grad: Tensor) -> None:
-    """Refuse what there are no gradients by: torch would lose those of many that it maps over."""
-    refuse_transforms(grad)
-    if is_mapped(grad) and torch.is_grad_enabled():
-        raise RuntimeError(
-            "qdp.gram has no gradients of batched gradients (is_grads_batched or vectorize, with "
-            "create_graph): take them one after the other"
-        )
-
-
 def is_mapped(x: Tensor) -> bool:
     """Whether a tensor is several that ``torch.autograd`` maps over (``is_grads_batched``)."""
     mapped: bool = torch._C._functorch.is_legacy_batchedtensor(x)  # noqa: SLF001
@@ -197,9 +187,6 @@ class Product(torch.autograd.Function):
         with torch.autocast("cpu" if a.is_meta else a.device.type, enabled=False):
             if (parts := parts_of(a)) is None:
                 return a @ b.mH
-            if is_mapped(a) or is_mapped(b):
-                double = torch.promote_types(a.dtype, torch.float64)
-                return (a.to(double) @ b.to(double).mH).to(a.dtype)
             left, right = split(a, *parts), split(b, *parts)
             # Small products first, which rounds least; what is left out is smaller than a rounding.
             pairs = [(i, n - i) for n in reversed(range(len(left))) for i in range(n + 1)]
@@ -210,11 +197,22 @@ class Product(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, Tensor | None]:
         """The gradients by the factors."""
-        refuse_gradient(grad)
+        refuse_transforms(grad)
         a, b = ctx.saved_tensors
         wanted = ctx.needs_input_grad
-        by_a = Product.apply(grad, b.mH) if wanted[0] else None
-        return by_a, Product.apply(grad.mH, a.mH) if wanted[1] else None
+        # Of a function of ours that it maps over, torch would lose the gradients.
+        product = mapped_product if is_mapped(grad) else Product.apply
+        by_a = product(grad, b.mH) if wanted[0] else None
+        return by_a, product(grad.mH, a.mH) if wanted[1] else None
+
+
+def mapped_product(a: Tensor, b: Tensor) -> Tensor:
+    """:class:`Product` of tensors that torch maps over, in operators of its own."""
+    with torch.autocast("cpu" if a.is_meta else a.device.type, enabled=False):
+        if parts_of(a) is None:
+            return a @ b.mH
+        double = torch.promote_types(a.dtype, torch.float64)
+        return (a.to(double) @ b.to(double).mH).to(a.dtype)
 
 
 def gram(kernel: Kernel, x: Tensor, y: Tensor | None, tile: int, out: Tensor | None) -> Tensor:
@@ -264,7 +262,7 @@ class Gram(torch.autograd.Function):
         """The gradients by the samples, a block at a time. ``grad`` may be many that torch maps
         over (``is_grads_batched``), of which new tensors are made that may be so, too.
         """
-        refuse_gradient(grad)
+        refuse_transforms(grad)
         x, y = ctx.saved_tensors
         kernel, tile = ctx.kernel, ctx.tile
         if torch.is_grad_enabled():
