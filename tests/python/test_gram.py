@@ -2,18 +2,14 @@
 
 from __future__ import annotations
 
-import operator
 import tracemalloc
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import pytest
 import qdp
 import reference
 from cases import CASES, Case
-
-if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
 
 BY_ENCODING = {case.encoding: case for case in reversed(CASES)}
 cases = pytest.mark.parametrize("case", CASES, ids=str)
@@ -80,112 +76,6 @@ def test_tensors(case: Case, tile: Any, device: str) -> None:
             want = expected(case, n, y, y, **case.options(n))
             np.testing.assert_allclose(alone.cpu(), want, rtol=0, atol=bound)
             torch.testing.assert_close(alone, alone.T, rtol=0, atol=4 * eps)
-
-
-@cases
-@pytest.mark.parametrize("tile", [300, None])
-def test_gradients(case: Case, tile: Any, device: str) -> None:
-    torch = pytest.importorskip("torch", exc_type=ImportError)
-    import qdp.torch
-
-    for n in (1, 2, 4):
-        x, y = (torch.from_numpy(data[:4]).to(device).requires_grad_() for data in pair(case, n))
-        options = keywords(case, n)
-        if case.encoding == "basis":
-            with pytest.raises(qdp.InvalidArgumentError, match="basis"):
-                qdp.gram(x, y, tile=tile, **options)
-            continue
-        weight = torch.rand(4, 4, device=device, dtype=torch.float64)
-        actual = torch.autograd.grad(qdp.gram(x, y, tile=tile, **options), (x, y), weight)
-        alone = torch.autograd.grad(qdp.gram(x, tile=tile, **options), x, weight)
-
-        def states(data: Any, n: int = n) -> Any:
-            return qdp.torch.encode(data, n, case.encoding, **case.options(n))
-
-        whole = (states(x) @ states(y).mH).abs() ** 2
-        same = (states(x) @ states(x).mH).abs() ** 2
-        want = torch.autograd.grad(whole, (x, y), weight)
-        torch.testing.assert_close(actual, want, rtol=1e-9, atol=1e-11)
-        torch.testing.assert_close(
-            alone, torch.autograd.grad(same, (x,), weight), rtol=1e-9, atol=1e-11
-        )
-        if n == 2:
-            assert torch.autograd.gradcheck(
-                lambda a, b, o=options: qdp.gram(a, b, tile=tile, **o), (x, y)
-            )
-        # By one of the two alone.
-        (only,) = torch.autograd.grad(qdp.gram(x, y.detach(), tile=tile, **options), x, weight)
-        torch.testing.assert_close(only, want[0], rtol=1e-9, atol=1e-11)
-        (only,) = torch.autograd.grad(qdp.gram(x.detach(), y, tile=tile, **options), y, weight)
-        torch.testing.assert_close(only, want[1], rtol=1e-9, atol=1e-11)
-
-
-@pytest.mark.parametrize("tile", [300, None])
-@pytest.mark.parametrize("encoding", ["amplitude", "angle", "zz"])
-def test_batched_gradients(encoding: str, tile: Any, device: str) -> None:
-    """Many of one matrix, mapped over together, and of its gradient."""
-    torch = pytest.importorskip("torch", exc_type=ImportError)
-    x = torch.rand(5, 3, device=device, dtype=torch.float64, requires_grad=True)
-    y = torch.rand(4, 3, device=device, dtype=torch.float64, requires_grad=True)
-
-    def gram(*samples: Any) -> Any:
-        return qdp.gram(*samples, encoding=encoding, tile=tile)
-
-    def one_by_one(result: Any, of: Any, weights: Any) -> Any:
-        every = (torch.autograd.grad(result, of, w, retain_graph=True) for w in weights)
-        return tuple(map(torch.stack, zip(*every, strict=True)))
-
-    for samples in ((x,), (x, y)):
-        matrix = gram(*samples)
-        weights = torch.rand(2, *matrix.shape, device=device, dtype=torch.float64)
-        want = one_by_one(matrix, samples, weights)
-        for again in (False, True):
-            found = torch.autograd.grad(
-                matrix,
-                samples,
-                weights,
-                is_grads_batched=True,
-                retain_graph=True,
-                create_graph=again,
-            )
-            torch.testing.assert_close(found, want)
-        weights = torch.rand(2, *found[0].shape, device=device, dtype=torch.float64)
-        want = one_by_one(found[0], x, weights)
-        second = torch.autograd.grad(found[0], x, weights, is_grads_batched=True)
-        torch.testing.assert_close(second, want)
-    samples = (x[:2].detach(), y[:2].detach())
-    for derivative, f in (
-        (torch.autograd.functional.jacobian, gram),
-        (torch.autograd.functional.hessian, lambda *samples: gram(*samples).square().sum()),
-    ):
-        found = derivative(f, samples, vectorize=True)
-        torch.testing.assert_close(found, derivative(f, samples))
-    assert torch.autograd.gradcheck(gram, (x,), check_batched_grad=True)
-
-
-def test_hooks_on_saved_tensors(device: str) -> None:
-    """They change no second derivative."""
-    torch = pytest.importorskip("torch", exc_type=ImportError)
-    x = torch.rand(3, 2, device=device, dtype=torch.float64, requires_grad=True)
-
-    def second() -> Any:
-        matrix = qdp.gram(x, encoding="zz")
-        (first,) = torch.autograd.grad(matrix.square().sum(), x, create_graph=True)
-        return torch.autograd.grad(first.square().sum(), x)
-
-    want = second()
-    with torch.autograd.graph.save_on_cpu():
-        torch.testing.assert_close(second(), want)
-
-
-@pytest.mark.parametrize("encoding", ["amplitude", "angle", "zz"])
-def test_second_derivatives(encoding: str, device: str) -> None:
-    torch = pytest.importorskip("torch", exc_type=ImportError)
-    x = torch.rand(3, 2, device=device, dtype=torch.float64, requires_grad=True)
-    y = torch.rand(2, 2, device=device, dtype=torch.float64, requires_grad=True)
-    assert torch.autograd.gradgradcheck(lambda a: qdp.gram(a, encoding=encoding), (x,))
-    assert torch.autograd.gradgradcheck(lambda a, b: qdp.gram(a, b, encoding=encoding), (x, y))
-    assert torch.autograd.gradgradcheck(lambda b: qdp.gram(x.detach(), b, encoding=encoding), (y,))
 
 
 @pytest.mark.parametrize(
@@ -304,25 +194,6 @@ def test_out_without_values() -> None:
         assert qdp.gram(torch.empty(5, 3), encoding="zz", out=out) is out
 
 
-@pytest.mark.parametrize("encoding", ["amplitude", "angle", "zz"])
-def test_gradients_of_batched_gradients(encoding: str, device: str) -> None:
-    torch = pytest.importorskip("torch", exc_type=ImportError)
-    x = torch.rand(3, 2, dtype=torch.float64, device=device, requires_grad=True)
-    many = torch.rand(4, 3, 3, dtype=torch.float64, device=device)
-
-    def derivatives(*, batched: bool) -> list[Any]:
-        result = qdp.gram(x, encoding=encoding)
-
-        def gradient(weights: Any) -> Any:
-            options = {"create_graph": True, "is_grads_batched": batched}
-            return torch.autograd.grad(result, x, weights, **options)[0]
-
-        first = gradient(many) if batched else torch.stack([gradient(w) for w in many])
-        return [first, *torch.autograd.grad(first.square().sum(), x)]
-
-    torch.testing.assert_close(derivatives(batched=True), derivatives(batched=False))
-
-
 def test_out_is_apart_from_the_samples(device: str) -> None:
     torch = pytest.importorskip("torch", exc_type=ImportError)
     memory = np.random.default_rng(7).normal(size=100)
@@ -385,149 +256,6 @@ def test_memory_is_bounded(encoding: str) -> None:
         tracemalloc.stop()
     assert out.nbytes > 3 * tile
     assert peak < 2 * tile
-
-
-@pytest.fixture
-def precisions() -> Iterator[Callable[[str], None]]:
-    """Sets how torch may multiply float32, and puts it back."""
-    torch = pytest.importorskip("torch", exc_type=ImportError)
-    places = [torch.backends.cuda.matmul, torch.backends.mkldnn.matmul]
-    before = [place.fp32_precision for place in places]
-
-    def choose(name: str) -> None:
-        torch.backends.cuda.matmul.fp32_precision = "tf32" if name == "bf16" else name
-        torch.backends.mkldnn.matmul.fp32_precision = name
-
-    yield choose
-    for place, name in zip(places, before, strict=True):
-        place.fp32_precision = name
-
-
-def shortened(x: Any, bits: int) -> Any:
-    """What a type that lacks the last bits of a float32 has in its place."""
-    import torch
-
-    rounded = (x.contiguous().view(torch.int32) + (1 << (bits - 1))) & -(1 << bits)
-    return rounded.view(torch.float32)
-
-
-def short_products(name: str) -> Any:
-    """A mode of torch's in which the host multiplies float32 as another type, where it may, as some
-    hosts and all GPUs do. It records the settings that it finds.
-    """
-    import torch
-    from torch.utils._python_dispatch import TorchDispatchMode
-
-    class Mode(TorchDispatchMode):  # type: ignore[no-untyped-call]
-        def __init__(self) -> None:
-            super().__init__()  # type: ignore[no-untyped-call]
-            self.found: list[str] = []
-
-        def __torch_dispatch__(
-            self, func: Any, types: Any, args: Any = (), kwargs: Any = None
-        ) -> Any:
-            on_host = func is torch.ops.aten.mm.default and args[0].device.type == "cpu"
-            if on_host and args[0].dtype == torch.float32:
-                place = torch.backends.mkldnn.matmul  # type: ignore[attr-defined]
-                self.found.append(place.fp32_precision)
-                if place.fp32_precision == name:
-                    args = [shortened(x, {"tf32": 13, "bf16": 16}[name]) for x in args]
-            return func(*args, **(kwargs or {}))
-
-    return Mode()
-
-
-@pytest.mark.parametrize("name", ["tf32", "bf16"])
-@pytest.mark.parametrize("encoding", ["angle", "amplitude", "zz"])
-def test_matrix_products_are_in_full_precision(
-    encoding: str, name: str, device: str, precisions: Any
-) -> None:
-    """Neither autocast nor a lower precision of products that the process asked for reaches them,
-    in gradients of any order; and the setting is the same throughout, as other threads see it.
-    """
-    torch = pytest.importorskip("torch", exc_type=ImportError)
-    rng = np.random.default_rng(3)
-    x, weight = rng.uniform(0.1, 1, size=(40, 6)), rng.normal(size=(40, 40))
-    kind = torch.device(device).type
-
-    def derivatives(dtype: Any) -> list[Any]:
-        a = torch.from_numpy(x).to(device, dtype).requires_grad_()
-        w = torch.from_numpy(weight).to(device, dtype)
-        matrix = qdp.gram(a, encoding=encoding)
-        (first,) = torch.autograd.grad(matrix, a, w)
-        recorded = torch.autograd.grad(qdp.gram(a, encoding=encoding), a, w, create_graph=True)
-        again = qdp.gram(a, encoding=encoding)
-        batched = torch.autograd.grad(again, a, w[None], is_grads_batched=True)
-        plain = qdp.gram(a.detach(), encoding=encoding)
-        return [result.detach() for result in (plain, matrix, first, *recorded, *batched)]
-
-    wanted = derivatives(torch.float64)
-    mode = short_products(name)
-    precisions(name)
-    with torch.autocast(kind, dtype=torch.bfloat16), mode:
-        found = derivatives(torch.float32)
-    for result, want in zip(found, wanted, strict=True):
-        scale = float(want.abs().max())
-        assert float((result - want).abs().max()) < 5e-6 * scale
-    assert set(mode.found) <= {name}
-    assert mode.found or encoding == "zz" or kind == "cuda"
-
-
-def test_second_derivatives_are_in_full_precision(device: str, precisions: Any) -> None:
-    """Though they are computed long after the call."""
-    torch = pytest.importorskip("torch", exc_type=ImportError)
-    rng = np.random.default_rng(4)
-    x = rng.uniform(0.1, 1, size=(20, 6))
-
-    def second(dtype: Any) -> Any:
-        a = torch.from_numpy(x).to(device, dtype).requires_grad_()
-        matrix = qdp.gram(a)
-        (first,) = torch.autograd.grad(matrix.pow(2).sum(), a, create_graph=True)
-        with mode:
-            return torch.autograd.grad(first.pow(2).sum(), a)[0]
-
-    mode = short_products("tf32")
-    want = second(torch.float64)
-    precisions("tf32")
-    found = second(torch.float32)
-    assert float((found - want).abs().max()) < 1e-5 * float(want.abs().max())
-    assert set(mode.found) <= {"tf32"}
-
-
-@pytest.mark.parametrize("place", ["cuda.matmul", "mkldnn.matmul", "all"])
-def test_either_way_to_ask_for_less_precision(place: str, device: str, precisions: Any) -> None:
-    """torch refuses to say its precision in the old way once it was set in the new one."""
-    torch = pytest.importorskip("torch", exc_type=ImportError)
-    x = torch.rand(5, 4, device=device)
-    want = qdp.gram(x, encoding="angle")
-    precisions("none")
-    everywhere = torch.backends.fp32_precision
-    try:
-        if place == "all":
-            torch.backends.fp32_precision = "tf32"
-        else:
-            operator.attrgetter(place)(torch.backends).fp32_precision = "tf32"
-        torch.testing.assert_close(qdp.gram(x, encoding="angle"), want, rtol=0, atol=2e-6)
-    finally:
-        torch.backends.fp32_precision = everywhere
-
-
-def test_factors_are_split_without_loss() -> None:
-    torch = pytest.importorskip("torch", exc_type=ImportError)
-    from qdp.torch.fidelity import PARTS, split
-
-    for dtype in (torch.float32, torch.complex64):
-        x = torch.randn(7, 5, dtype=dtype)
-        for count, bits in PARTS.values():
-            for data in (x, x.mH.contiguous().mH, x.T[1::2]):
-                parts = split(data, count, bits)
-                assert len(parts) == count
-                assert torch.equal(
-                    sum(part.to(torch.complex128) for part in parts), data.to(torch.complex128)
-                )
-                for part in parts[:-1]:
-                    real = torch.view_as_real(part) if part.is_complex() else part
-                    assert torch.equal(shortened(real, bits), real)
 
 
 def test_positive_semidefinite() -> None:
@@ -650,54 +378,6 @@ def test_amplitudes_are_in_the_samples_dimensions(device: str) -> None:
 
 
 # torch imports its own deprecated code for this.
-@pytest.mark.filterwarnings("ignore:.torch.jit.script:FutureWarning")
-@pytest.mark.filterwarnings("ignore:.torch.jit.script:DeprecationWarning")
-def test_transforms_are_refused(device: str) -> None:
-    torch = pytest.importorskip("torch", exc_type=ImportError)
-    x = torch.rand(4, 3, device=device)
-
-    def total(x: Any, y: Any = None) -> Any:
-        return qdp.gram(x, y, encoding="angle").sum()
-
-    transforms: list[Callable[[], Any]] = [
-        lambda: torch.func.grad(total)(x),
-        lambda: torch.func.grad(lambda y: total(x, y))(x),
-        lambda: torch.func.vmap(total)(x[None]),
-        lambda: torch.func.jvp(total, (x,), (x,)),
-        lambda: torch.func.hessian(total)(x),
-    ]
-    for transformed in transforms:
-        with pytest.raises(RuntimeError, match=r"qdp.gram has gradients by torch\.autograd"):
-            transformed()
-    with torch.autograd.forward_ad.dual_level():
-        dual = torch.autograd.forward_ad.make_dual(x, torch.ones_like(x))
-        with pytest.raises(RuntimeError, match=r"qdp.gram has gradients by torch\.autograd"):
-            total(dual)
-        with pytest.raises(RuntimeError, match=r"qdp.gram has gradients by torch\.autograd"):
-            next(qdp.gram_blocks(dual, encoding="angle"))
-        # What is not differentiated is nobody else's matter.
-        torch.testing.assert_close(total(x), total(x.clone()))
-    # Nor do they go through its gradient.
-    leaf = x.clone().requires_grad_()
-    matrix = qdp.gram(leaf, encoding="angle")
-    ones = torch.ones_like(matrix)
-    (first,) = torch.autograd.grad(matrix, leaf, ones, create_graph=True)
-    for result in (matrix, first):
-
-        def pulled(cotangent: Any, result: Any = result) -> Any:
-            return torch.autograd.grad(result, leaf, cotangent, retain_graph=True)[0]
-
-        weight = torch.ones_like(result)
-        with pytest.raises(RuntimeError, match=r"qdp.gram has gradients by torch\.autograd"):
-            torch.func.vmap(pulled)(weight[None])
-        with torch.autograd.forward_ad.dual_level():
-            dual = torch.autograd.forward_ad.make_dual(weight, weight)
-            with pytest.raises(RuntimeError, match=r"qdp.gram has gradients by torch\.autograd"):
-                pulled(dual)
-            batched = torch.autograd.grad(
-                result, leaf, weight[None], is_grads_batched=True, retain_graph=True
-            )
-            torch.testing.assert_close(batched[0][0], pulled(weight))
 
 
 def test_tensors_without_values() -> None:
