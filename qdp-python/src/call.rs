@@ -102,8 +102,8 @@ impl Call<'_> {
             let encode = || self.engine.encode_into(&input, self.spec, &mut output, &options);
             let result = self.run(py, &data, encode);
             // What is refused is not begun.
-            let refused = || self.engine.plan_into(&input, self.spec, &output).is_err();
-            let may_be_written = result.is_ok() || !refused();
+            let begun = || self.engine.plan_into(&input, self.spec, &output).is_ok();
+            let may_be_written = result.is_ok() || begun();
             (result, may_be_written)
         };
         self.release(data, &options);

@@ -4,6 +4,7 @@ use crate::call::Call;
 use crate::errors::{Failure, Result, first_line};
 use crate::input::{Data, plain_sample};
 use crate::interrupt::{interrupt, refusal};
+use crate::options::accepted;
 use crate::state::StateBatch;
 use parking_lot::{Mutex, MutexGuard};
 use pyo3::exceptions::{PyBaseException, PyException, PyRuntimeError};
@@ -49,15 +50,10 @@ pub(crate) fn encode_list(call: &Call<'_>, data: &Bound<'_, PyAny>) -> Result<St
     let py = data.py();
     let thresholds = Thresholds { max_samples: None, max_bytes: Some(usize::MAX) };
     let mut core = Core::new(call.engine.clone(), call.spec.clone(), options(call, &thresholds))?;
-    let items = match data.try_iter() {
-        Ok(items) => items,
-        Err(error) => {
-            refusal(py, error)?;
-            let name = data.get_type().name();
-            let got = name.map_or_else(|_| String::new(), |name| name.to_string());
-            return Err(Error::invalid("data", "a sequence of arrays", got).into());
-        }
-    };
+    let items = accepted(py, data.try_iter())?.ok_or_else(|| {
+        let got = data.get_type().name().map_or_else(|_| String::new(), |name| name.to_string());
+        Error::invalid("data", "a sequence of arrays", got)
+    })?;
     for (index, item) in items.enumerate() {
         let item = item?;
         if let Some(input) = plain_sample(&item) {

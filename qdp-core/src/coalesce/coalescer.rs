@@ -101,7 +101,8 @@ impl<K> Coalescer<K> {
     ///
     /// # Errors
     ///
-    /// [`Error::InvalidArgument`] for thresholds of zero.
+    /// [`Error::InvalidArgument`] for thresholds of zero; what deferred validation has found in
+    /// earlier encodes of the engine, which no request raises.
     pub fn new(engine: Engine, spec: EncodeSpec, options: CoalesceOptions) -> Result<Self> {
         options.validate()?;
         engine.raise_overdue()?; // now, as later it would be some request's

@@ -19,8 +19,7 @@ use std::sync::Arc;
 const ALIGN: usize = 256;
 /// Samples of more bytes are written past the caches, and by several threads.
 const SMALL_BYTES: usize = 256 << 10;
-/// What each of the threads takes at a time: on 16 processors 512 KiB and 2 MiB are brought in four
-/// fifths of the time that pieces of 256 KiB took.
+/// What each of those takes at a time: small, so that many have a part where there is not much.
 const GROUP_BYTES: usize = 64 << 10;
 
 /// An input beside the samples.

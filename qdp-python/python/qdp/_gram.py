@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 import numpy as np
 
+from qdp._errors import refusal
 from qdp._qdp import Engine
 from qdp.exceptions import (
     BasisValueError,
@@ -242,12 +243,8 @@ def cpu_engine() -> Engine:
 def rows_of(argument: str, x: Any) -> Any:
     """One sample, shape ``(features,)``, or several as rows."""
     if x.ndim not in (1, 2):
-        error = ShapeError(
-            f"{argument}: expected (features,) or (batch, features), got {tuple(x.shape)}"
-        )
-        error.argument, error.got = argument, str(tuple(x.shape))
-        error.expected = "(features,) or (batch, features)"
-        raise error
+        expected = "(features,) or (batch, features)"
+        raise refusal(ShapeError, argument, expected, str(tuple(x.shape)))
     return x.reshape(1, -1) if x.ndim == 1 else x
 
 
@@ -387,7 +384,9 @@ def prepare(
     """The kernel, the samples and the bytes for blocks."""
     backend: Backend
     if precision not in (None, "complex64", "complex128"):
-        raise invalid("precision", '"complex64", "complex128" or None', repr(precision))
+        raise refusal(
+            InvalidArgumentError, "precision", '"complex64", "complex128" or None', repr(precision)
+        )
     options = {**options, "entanglement": listed(options["entanglement"])}
     torch = sys.modules.get("torch")
     if torch is not None and any(isinstance(data, torch.Tensor) for data in (x, y)):
@@ -402,7 +401,9 @@ def prepare(
     y = None if y is None else rows_of("y", backend.samples(y, double=double))
     features = x.shape[1]
     if y is not None and y.shape[1] != features:
-        raise invalid("y", f"{features} values per sample, as x has", str(y.shape[1]))
+        raise refusal(
+            InvalidArgumentError, "y", f"{features} values per sample, as x has", str(y.shape[1])
+        )
     real = not any(data is not None and "complex" in str(data.dtype) for data in (x, y))
     return kernel(backend, features, encoding, num_qubits, options, real=real), x, y, tile
 
@@ -414,7 +415,7 @@ def bytes_of(tile: Any) -> int:
     except TypeError:
         number = 0
     if number < 1:
-        raise invalid("tile", "a positive number of bytes", repr(tile))
+        raise refusal(InvalidArgumentError, "tile", "a positive number of bytes", repr(tile))
     return number
 
 
@@ -426,14 +427,7 @@ def listed(entanglement: Any) -> Any:
         return [tuple(pair) for pair in entanglement]
     except TypeError:
         expected = "a name or a sequence of pairs of qubits"
-        raise invalid("entanglement", expected, repr(entanglement)) from None
-
-
-def invalid(argument: str, expected: str, got: str) -> InvalidArgumentError:
-    """What the native module raises about an argument."""
-    error = InvalidArgumentError(f"{argument}: expected {expected}, got {got}")
-    error.argument, error.expected, error.got = argument, expected, got
-    return error
+        raise refusal(InvalidArgumentError, "entanglement", expected, repr(entanglement)) from None
 
 
 def gram(
@@ -505,21 +499,24 @@ def check_out(out: Any, shape: tuple[int, int], given: list[Any], backend: Backe
     """Refuse an ``out`` that the result of the given samples may not be written to."""
     wanted = backend.empty(0, 0)
     if not isinstance(out, type(wanted)):
-        raise invalid("out", f"a {type(wanted).__name__}, as the result is", type(out).__name__)
+        raise refusal(
+            InvalidArgumentError,
+            "out",
+            f"a {type(wanted).__name__}, as the result is",
+            type(out).__name__,
+        )
     if tuple(out.shape) != shape:
-        error = ShapeError(f"out: expected {shape}, got {tuple(out.shape)}")
-        error.argument, error.expected, error.got = "out", str(shape), str(tuple(out.shape))
-        raise error
+        raise refusal(ShapeError, "out", str(shape), str(tuple(out.shape)))
     if isinstance(out, np.ndarray) and not out.flags.writeable:
-        raise invalid("out", "an array that may be written to", "one that is read-only")
+        raise refusal(
+            InvalidArgumentError, "out", "an array that may be written to", "one that is read-only"
+        )
     if out.dtype != wanted.dtype:
-        wrong = DTypeError(f"out: expected {wanted.dtype}, got {out.dtype}")
-        wrong.argument, wrong.expected, wrong.got = "out", str(wanted.dtype), str(out.dtype)
-        raise wrong
+        raise refusal(DTypeError, "out", str(wanted.dtype), str(out.dtype))
     # Samples are read again for every block.
     for name, data in zip("xy", given, strict=False):
         if backend.overlap(out, data):
-            raise invalid("out", f"memory apart from {name}'s", "an overlap")
+            raise refusal(InvalidArgumentError, "out", f"memory apart from {name}'s", "an overlap")
 
 
 def gram_blocks(

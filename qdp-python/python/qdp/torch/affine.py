@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from qdp._errors import refusal
 from qdp.exceptions import DeviceMismatchError, DTypeError, ShapeError
 
 if TYPE_CHECKING:
@@ -23,7 +24,6 @@ __all__ = [
     "mapped",
     "mapped_dtype",
     "mapped_each",
-    "refusal",
     "widened",
 ]
 
@@ -54,19 +54,6 @@ def mapped_each(
             check(name, values[0] if each else values, x)
     weight, bias = (None if v is None else v.unsqueeze(-2) for v in (weight, bias))
     return _map(in_double(x), weight, bias)
-
-
-def refusal(
-    kind: type[DTypeError | ShapeError | DeviceMismatchError],
-    argument: str,
-    expected: str,
-    got: str,
-) -> DTypeError | ShapeError | DeviceMismatchError:
-    """An exception about an argument."""
-    what = "shape " if kind is ShapeError else ""
-    error = kind(f"{argument}: expected {what}{expected}, got {got}")
-    error.argument, error.expected, error.got = argument, expected, got
-    return error
 
 
 def check_kind(argument: str, values: object) -> None:

@@ -9,8 +9,8 @@ import numpy as np
 import torch
 
 from qdp import _gram, _qdp
-from qdp.exceptions import DeviceMismatchError, DTypeError
-from qdp.torch.affine import refusal
+from qdp._errors import refusal
+from qdp.exceptions import DeviceMismatchError, DTypeError, InvalidArgumentError
 from qdp.torch.function import has_values, is_dual, states_dtype
 
 if TYPE_CHECKING:
@@ -40,7 +40,7 @@ class Torch:
                 raise refusal(DTypeError, name, f"a tensor, as {other} is", type(data).__name__)
             if data.layout is not torch.strided or data.is_nested:
                 got = "a nested one" if data.is_nested else f"one of layout {data.layout}"
-                raise _gram.invalid(name, "a dense tensor", got)
+                raise refusal(InvalidArgumentError, name, "a dense tensor", got)
             if data.device != tensors[0].device:
                 place = f"a tensor on {tensors[0].device}, as x is"
                 raise refusal(DeviceMismatchError, name, place, f"one on {data.device}")
@@ -175,16 +175,14 @@ class Product(torch.autograd.Function):
     That switch is read and not touched, as other threads multiply meanwhile. Where it is on, the
     factors are split into numbers that the shorter type holds: their products are exact, and sums
     are in float32. Gradients, of any order, are such products too, whenever they are asked for;
-    where torch maps over the last of them, which it cannot with a number's bits, they are products
-    in double.
+    where torch maps over them, which it cannot with a number's bits, they are products in double.
     """
 
     @staticmethod
     def forward(ctx: Any, a: Tensor, b: Tensor) -> Tensor:
         """The product."""
         ctx.save_for_backward(a, b)
-        # Tensors without values are on no device that autocast knows.
-        with torch.autocast("cpu" if a.is_meta else a.device.type, enabled=False):
+        with without_autocast(a):
             if (parts := parts_of(a)) is None:
                 return a @ b.mH
             left, right = split(a, *parts), split(b, *parts)
@@ -206,9 +204,16 @@ class Product(torch.autograd.Function):
         return by_a, product(grad.mH, a.mH) if wanted[1] else None
 
 
+def without_autocast(x: Tensor) -> torch.autocast:
+    """Where products are what their factors are. Tensors without values are on no device that
+    autocast knows.
+    """
+    return torch.autocast("cpu" if x.is_meta else x.device.type, enabled=False)
+
+
 def mapped_product(a: Tensor, b: Tensor) -> Tensor:
     """:class:`Product` of tensors that torch maps over, in operators of its own."""
-    with torch.autocast("cpu" if a.is_meta else a.device.type, enabled=False):
+    with without_autocast(a):
         if parts_of(a) is None:
             return a @ b.mH
         double = torch.promote_types(a.dtype, torch.float64)
@@ -222,7 +227,7 @@ def gram(kernel: Kernel, x: Tensor, y: Tensor | None, tile: int, out: Tensor | N
         if out is not None:
             raise RuntimeError("out= has no gradient: leave it out, or detach() the samples")
         if not kernel.groups or kernel.groups[0].encoding == "basis":
-            raise _gram.invalid("encoding", "one that has a gradient", "'basis'")
+            raise refusal(InvalidArgumentError, "encoding", "one that has a gradient", "'basis'")
         result: Tensor = Gram.apply(x, y, kernel, tile)
         return result
     with torch.no_grad():

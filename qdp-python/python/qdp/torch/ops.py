@@ -19,6 +19,7 @@ import torch
 from torch.autograd import forward_ad
 
 from qdp import _qdp
+from qdp._errors import refusal
 from qdp.exceptions import DTypeError, ShapeError
 from qdp.torch import affine
 from qdp.torch.function import (
@@ -122,9 +123,9 @@ def write(out: Tensor, states: Tensor) -> Tensor:
         raise RuntimeError("out= has no gradient: leave it out, or detach() the samples")
     if out.shape != states.shape:
         wanted, got = str(tuple(states.shape)), str(tuple(out.shape))
-        raise affine.refusal(ShapeError, "out", wanted, got)
+        raise refusal(ShapeError, "out", wanted, got)
     if out.dtype != states.dtype:
-        raise affine.refusal(DTypeError, "out", str(states.dtype), str(out.dtype))
+        raise refusal(DTypeError, "out", str(states.dtype), str(out.dtype))
     return out.copy_(states)
 
 
